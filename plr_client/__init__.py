@@ -1,0 +1,43 @@
+"""What both ends of the curriculum server speak, and the two clients: `LevelClient` for workers, `Trainer` for trainers.
+
+Imports numpy, zmq and msgpack, and nothing else beyond the standard library: a worker that wants a seed pays for no more.
+"""
+
+from plr_client.errors import (
+    AddressTaken,
+    ConfigError,
+    InvalidInput,
+    LevelOutsideSpace,
+    MessageTooLarge,
+    MissingDependency,
+    MissingField,
+    PlrError,
+    ProtocolError,
+    ServerError,
+    ServerStartError,
+    ServerUnreachable,
+    UnknownOperation,
+    VersionMismatch,
+)
+from plr_client.levels import Assignment, LevelClient
+from plr_client.trainer import Trainer
+
+__all__ = [
+    "AddressTaken",
+    "Assignment",
+    "ConfigError",
+    "InvalidInput",
+    "LevelClient",
+    "LevelOutsideSpace",
+    "MessageTooLarge",
+    "MissingDependency",
+    "MissingField",
+    "PlrError",
+    "ProtocolError",
+    "ServerError",
+    "ServerStartError",
+    "ServerUnreachable",
+    "Trainer",
+    "UnknownOperation",
+    "VersionMismatch",
+]

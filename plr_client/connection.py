@@ -1,0 +1,196 @@
+"""One client's connection to the server: a lazily opened DEALER socket, one request at a time, sent again until answered.
+
+Used by plr_client.levels and plr_client.trainer. It knows nothing of levels or scores, never starts a thread and never
+uses a socket in a process that did not open it: after a fork the child opens its own, under a session of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zmq
+
+from plr_client.errors import InvalidInput, MessageTooLarge, ServerUnreachable
+from plr_client.protocol import (
+    MAX_FRAME_BYTES,
+    Frames,
+    Notice,
+    Reply,
+    Request,
+    decode_reply,
+    encode_request,
+)
+
+FIRST_ATTEMPT_S = 2.0  # an unanswered request is sent again after 2 s, 4 s, 8 s, ... on a fresh socket
+HEARTBEAT_MS = 5_000  # a peer silent for three heartbeats is taken for gone by the transport
+GOODBYE_LINGER_MS = 200
+
+_inherited: list[Any] = []  # a forked child keeps its parent's sockets alive, untouched, for ever: closing them is the parent's
+
+
+class Connection:
+    """Requests and replies between one client and the server at `address`.
+
+    Safe to share between threads (requests take turns) and to carry through a fork or, unopened or not, a pickle.
+
+    Args:
+        address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
+        timeout_s: seconds after which a request without a reply raises `ServerUnreachable`; above 0.
+
+    Raises:
+        InvalidInput: the address is no ipc or tcp address, or the timeout is not above 0.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float) -> None:
+        if not (isinstance(address, str) and address.startswith(("ipc://", "tcp://"))):
+            raise InvalidInput("address", "ipc://PATH or tcp://HOST:PORT", repr(address))
+        if not timeout_s > 0:
+            raise InvalidInput("timeout_s", "a number of seconds above 0", str(timeout_s))
+        self.address = address
+        self.timeout_s = timeout_s
+        self._start_session()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"address": self.address, "timeout_s": self.timeout_s}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["address"], timeout_s=state["timeout_s"])  # type: ignore[misc]
+
+    def _start_session(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._session = uuid.uuid4().hex
+        self._sequence = 0
+        self._greeted = False
+        self._closing_seen = False
+        self._max_frame_bytes = MAX_FRAME_BYTES
+        self._socket: zmq.Socket[bytes] | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+
+    def request(
+        self, op: str, args: Mapping[str, Any] | None = None, arrays: Mapping[str, np.ndarray] | None = None
+    ) -> Reply:
+        """Sends one request and waits for its reply; the first one of a session is preceded by a hello.
+
+        Args:
+            op: the operation.
+            args: its plain arguments.
+            arrays: its arrays, by name.
+
+        Returns:
+            The reply, whose `error` is None.
+
+        Raises:
+            PlrError: of the class the server raised, or `ServerUnreachable` after `timeout_s`, or `MessageTooLarge`
+                before anything is sent.
+        """
+        if self._pid != os.getpid():
+            if self._finalizer is not None and (detached := self._finalizer.detach()):
+                _inherited.append(detached[2])
+            self._start_session()
+        with self._lock:
+            if not self._greeted:
+                hello = self._exchange("hello", {"pid": self._pid}, {})
+                self._max_frame_bytes = int(hello.result["max_frame_bytes"])
+                self._greeted = True
+            return self._exchange(op, args or {}, arrays or {})
+
+    def close(self) -> None:
+        """Says goodbye, so that the server takes back the levels in flight, and closes the socket. May be called twice."""
+        if self._pid != os.getpid() or self._socket is None:
+            return
+        with self._lock:
+            self._sequence += 1
+            self._socket.setsockopt(zmq.LINGER, GOODBYE_LINGER_MS)
+            self._send(self._socket, encode_request(Request(0, self._session, self._sequence, "goodbye")))
+            self._hang_up()
+            self._greeted = False
+            self._session = uuid.uuid4().hex
+
+    def _exchange(self, op: str, args: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Reply:
+        sequence = self._sequence + 1
+        frames = encode_request(Request(sequence, self._session, sequence, op, args, arrays))
+        for name, array in arrays.items():
+            if array.nbytes > self._max_frame_bytes:
+                raise MessageTooLarge(name, self._max_frame_bytes, array.nbytes)
+        self._sequence = sequence  # taken only by what can be sent
+        started = time.monotonic()
+        attempts = 0
+        while (left_s := self.timeout_s - (time.monotonic() - started)) > 0:
+            if attempts:
+                self._hang_up()
+            attempt_s = min(left_s, FIRST_ATTEMPT_S * 2**attempts)
+            attempts += 1
+            reply = self._attempt(frames, sequence, attempt_s)
+            if reply is not None:
+                if reply.error is not None:
+                    raise reply.error
+                return reply
+        self._hang_up()
+        hint = (
+            "the server said it was stopping: start it again, it is found by itself"
+            if self._closing_seen
+            else "is plr-server running there? (plr-server serve --bind ADDRESS)"
+        )
+        raise ServerUnreachable(self.address, attempts, time.monotonic() - started, hint)
+
+    def _attempt(self, frames: Frames, request_id: int, attempt_s: float) -> Reply | None:
+        """Sends a request once and returns its reply, or None when `attempt_s` have passed without one."""
+        socket = self._socket or self._open()
+        deadline = time.monotonic() + attempt_s
+        self._send(socket, frames)
+        while (left_s := deadline - time.monotonic()) > 0:
+            if not socket.poll(int(left_s * 1000) + 1):
+                return None
+            reply = decode_reply(socket.recv_multipart())
+            if isinstance(reply, Notice):
+                self._closing_seen |= reply.notice == "closing"
+            elif reply.id == request_id:
+                self._closing_seen = False
+                return reply
+            elif reply.id is None:  # the server could not even read the id
+                return reply
+        return None
+
+    @staticmethod
+    def _send(socket: zmq.Socket[bytes], frames: Frames) -> None:
+        with contextlib.suppress(zmq.Again):  # the queue to an absent server is full: the attempt runs out instead
+            socket.send_multipart(frames, zmq.DONTWAIT)
+
+    def _open(self) -> zmq.Socket[bytes]:
+        context = zmq.Context()
+        socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.IDENTITY, b"\x01" + uuid.uuid4().bytes)  # must not begin with a zero byte
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+        try:
+            socket.connect(self.address)
+        except zmq.ZMQError as exc:
+            socket.close()
+            context.term()
+            raise InvalidInput("address", "an address ZeroMQ can connect to", f"{self.address} ({exc})") from exc
+        self._socket = socket
+        self._finalizer = weakref.finalize(self, _close, context, socket, os.getpid())
+        return socket
+
+    def _hang_up(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer()
+        self._socket = self._finalizer = None
+
+
+def _close(context: zmq.Context[Any], socket: zmq.Socket[bytes], pid: int) -> None:
+    if pid == os.getpid():
+        socket.close()
+        context.term()
+    else:
+        _inherited.append((context, socket))

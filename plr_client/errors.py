@@ -1,0 +1,219 @@
+"""Every exception of the project, one tree, importable from `plr_client`.
+
+    PlrError
+    ├── InvalidInput (ValueError)        an argument or a pushed array is not what it must be
+    │   ├── MissingField                 a field that the configured strategy needs was not given
+    │   └── LevelOutsideSpace            a level id the curriculum does not have
+    ├── ConfigError (ValueError)         a configuration field is not what it must be
+    ├── ServerUnreachable                no reply within the timeout
+    ├── ProtocolError                    bytes that are not a message of this protocol
+    │   ├── VersionMismatch              the two ends speak different protocol versions
+    │   ├── UnknownOperation             an operation the server does not have
+    │   └── MessageTooLarge              more bytes or frames than the server takes
+    ├── ServerError                      the server failed at a valid request (its log has the traceback)
+    ├── ServerStartError                 the server could not start
+    │   └── AddressTaken                 something already listens there
+    └── MissingDependency (ImportError)  an optional package is not installed
+
+An error holds its values as attributes, named in `fields`, and goes over the wire as `code` and `fields`; the client
+rebuilds the same class from them. May be imported by everything; imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class PlrError(Exception):
+    """Root of every error of the project.
+
+    Built from the values of `fields`, in their order. Also built from one other `PlrError`, whose values it takes over:
+    that is how `gymnasium.vector.AsyncVectorEnv` re-raises what a worker raised.
+    """
+
+    code: ClassVar[str] = "error"
+    fields: ClassVar[tuple[str, ...]] = ("reason",)
+    template: ClassVar[str] = "{reason}"
+
+    reason: str
+
+    def __init__(self, *values: Any) -> None:
+        if len(values) == 1 and isinstance(values[0], PlrError):
+            values = values[0].args
+        if len(values) != len(self.fields):
+            raise TypeError(f"{type(self).__name__} takes {', '.join(self.fields)}, got {len(values)} values")
+        super().__init__(*values)
+        for name, value in zip(self.fields, values, strict=True):
+            setattr(self, name, value)
+
+    def __str__(self) -> str:
+        return self.template.format(**dict(zip(self.fields, self.args, strict=True)))
+
+    def to_wire(self) -> dict[str, Any]:
+        """Returns `{"code": ..., "fields": [...]}`, values that msgpack can carry."""
+        plain = [value if isinstance(value, str | int | float) else str(value) for value in self.args]
+        return {"code": self.code, "fields": plain}
+
+
+class InvalidInput(PlrError, ValueError):
+    """An argument or an array is not what it must be; nothing of the request was applied.
+
+    Attributes:
+        field: the name of the argument, array or column.
+        expected: what it must be, and where it helps the way out.
+        got: what it was.
+    """
+
+    code = "invalid_input"
+    fields = ("field", "expected", "got")
+    template = "{field}: expected {expected}, got {got}"
+
+    field: str
+    expected: str
+    got: str
+
+
+class MissingField(InvalidInput):
+    """A field that the configured strategy or another argument needs was not given."""
+
+    code = "missing_field"
+
+
+class LevelOutsideSpace(InvalidInput):
+    """A level id that is not in the curriculum's level space."""
+
+    code = "level_outside_space"
+
+
+class ConfigError(PlrError, ValueError):
+    """A field of the configuration is not what it must be. Attributes as `InvalidInput`."""
+
+    code = "config"
+    fields = ("field", "expected", "got")
+    template = "{field}: expected {expected}, got {got}"
+
+    field: str
+    expected: str
+    got: str
+
+
+class ServerUnreachable(PlrError):
+    """No reply came within the timeout.
+
+    Attributes:
+        address: where the request was sent.
+        attempts: how often it was sent.
+        waited_s: seconds waited in all.
+        hint: the likely cause and the way out.
+    """
+
+    code = "server_unreachable"
+    fields = ("address", "attempts", "waited_s", "hint")
+    template = "expected a reply from {address}, got none in {waited_s:.1f} s and {attempts} attempts; {hint}"
+
+    address: str
+    attempts: int
+    waited_s: float
+    hint: str
+
+
+class ProtocolError(PlrError):
+    """Bytes that are not a message of this protocol."""
+
+    code = "protocol"
+
+
+class VersionMismatch(ProtocolError):
+    """The two ends speak different protocol versions; upgrade the older one."""
+
+    code = "version_mismatch"
+    fields = ("expected", "got")
+    template = (
+        "protocol version: expected {expected} (the server's), got {got}; install the same release of the project at both ends"
+    )
+
+    expected: int
+    got: int
+
+
+class UnknownOperation(ProtocolError):
+    """An operation that the server does not have."""
+
+    code = "unknown_operation"
+    fields = ("op", "known")
+    template = "op: expected one of {known}, got {op!r}"
+
+    op: str
+    known: str
+
+
+class MessageTooLarge(ProtocolError):
+    """A message with more bytes or frames than the server takes."""
+
+    code = "message_too_large"
+    fields = ("field", "limit", "got")
+    template = "{field}: expected at most {limit}, got {got}; push smaller blocks or raise the server's --max-frame-bytes"
+
+    field: str
+    limit: int
+    got: int
+
+
+class ServerError(PlrError):
+    """The server failed at a valid request and went on serving; its log has the traceback."""
+
+    code = "server_error"
+
+
+class ServerStartError(PlrError):
+    """The server could not start."""
+
+    code = "server_start"
+
+
+class AddressTaken(ServerStartError):
+    """Something already listens at the address."""
+
+    code = "address_taken"
+    fields = ("address", "owner")
+    template = "address: expected a free one, got {address}, taken by {owner}; stop it or choose another --bind"
+
+    address: str
+    owner: str
+
+
+class MissingDependency(PlrError, ImportError):
+    """An optional package is not installed."""
+
+    code = "missing_dependency"
+    fields = ("package", "extra")
+    template = "expected package {package}, which is not installed; pip install 'plr-server[{extra}]'"
+
+    package: str
+    extra: str
+
+
+def _tree(root: type[PlrError]) -> dict[str, type[PlrError]]:
+    classes = {root.code: root}
+    for child in root.__subclasses__():
+        classes |= _tree(child)
+    return classes
+
+
+_BY_CODE = _tree(PlrError)
+
+
+def from_wire(code: str, fields: list[Any]) -> PlrError:
+    """Rebuilds the error the other end raised.
+
+    Args:
+        code: the class's stable `code`.
+        fields: the values of its `fields`, in order.
+
+    Returns:
+        The exception, of the class with that code; a `ServerError` with the same text where this end has no such class.
+    """
+    known = _BY_CODE.get(code)
+    if known is not None and len(fields) == len(known.fields):
+        return known(*fields)
+    return ServerError(f"{code}: {', '.join(map(str, fields))}")

@@ -1,0 +1,221 @@
+"""The wire: what a message is made of, and its limits. The only module that uses msgpack; it does no IO.
+
+Rules
+  * A message is frame 1, a msgpack header, then one raw little-endian C-order frame for each array the header lists.
+  * A request's header: `v` protocol version, `id` request id, `session` (the client's uuid, hex), `seq` sequence number
+    within the session (1, 2, ...), `op`, `args` (a map), `arrays` ([name, dtype, shape] each). Unknown keys are ignored.
+  * Every request gets one reply with its `id`: either `result` (a map) and `arrays`, or `error` {code, fields}. `durable`
+    is the highest sequence number of the session that the server will not lose; a client may forget up to there.
+  * A request that is sent again carries the same `session` and `seq`; the server applies it once and repeats the reply.
+  * The server may send a notice at any time: a header with `id` nil and `notice` ("ping": to be ignored, it asks the
+    transport whether the peer is there; "closing": the server is stopping).
+
+May be imported by plr_client and plr_server. It never opens a socket, reads a clock or keeps state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from plr_client.errors import InvalidInput, MessageTooLarge, PlrError, ProtocolError, VersionMismatch, from_wire
+
+PROTOCOL_VERSION = 1
+MAX_HEADER_BYTES = 64 * 1024  # msgpack can grow 70-fold when unpacked: this bounds it
+MAX_FRAMES = 16  # the header and at most 15 arrays
+MAX_FRAME_BYTES = 256 * 1024 * 1024  # the server's default; it tells its own in the hello
+MAX_DIMENSIONS = 4
+
+_DTYPES = {
+    f"{order}{kind}{size}": np.dtype(f"<{kind}{size}")
+    for kind, sizes in {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "b": (1,)}.items()
+    for size in sizes
+    for order in ("|" if size == 1 else "<",)
+}
+
+Frames = list[Any]  # bytes or anything with the buffer protocol
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """One request, as the client builds and the server reads it."""
+
+    id: int
+    session: str
+    sequence: int
+    op: str
+    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply: a result with arrays, or an error. `id` is None where the request could not be read."""
+
+    id: int | None
+    result: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    durable: int = 0
+    error: PlrError | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Notice:
+    """Something the server says unasked: "ping" or "closing"."""
+
+    notice: str
+
+
+def encode_request(request: Request) -> Frames:
+    """Returns the frames of a request.
+
+    Raises:
+        InvalidInput: an array's dtype is not a bool, an integer or a float, or an argument cannot be packed.
+    """
+    header = {
+        "v": PROTOCOL_VERSION,
+        "id": request.id,
+        "session": request.session,
+        "seq": request.sequence,
+        "op": request.op,
+        "args": request.args,
+    }
+    return _encode(header, request.arrays)
+
+
+def decode_request(frames: Sequence[Any]) -> Request:
+    """Reads the frames of a request.
+
+    Raises:
+        ProtocolError: they are not a request of this protocol.
+        VersionMismatch: they are of another protocol version.
+        MessageTooLarge: more frames or a longer header than allowed.
+    """
+    header = _decode_header(frames)
+    _check_version(header)
+    arrays = _decode_arrays(header, frames)
+    return Request(
+        id=_get(header, "id", int),
+        session=_get(header, "session", str),
+        sequence=_get(header, "seq", int),
+        op=_get(header, "op", str),
+        args=_get(header, "args", dict),
+        arrays=arrays,
+    )
+
+
+def encode_reply(reply: Reply) -> Frames:
+    """Returns the frames of a reply."""
+    header: dict[str, Any] = {"v": PROTOCOL_VERSION, "id": reply.id, "durable": reply.durable}
+    if reply.error is not None:
+        return _encode(header | {"error": reply.error.to_wire()}, {})
+    return _encode(header | {"result": reply.result}, reply.arrays)
+
+
+def encode_notice(notice: str) -> Frames:
+    """Returns the frames of a notice."""
+    return _encode({"v": PROTOCOL_VERSION, "id": None, "notice": notice}, {})
+
+
+def decode_reply(frames: Sequence[Any]) -> Reply | Notice:
+    """Reads the frames of a reply or a notice.
+
+    Raises:
+        ProtocolError: they are neither.
+    """
+    header = _decode_header(frames)
+    if "notice" in header:
+        return Notice(_get(header, "notice", str))
+    arrays = _decode_arrays(header, frames)
+    request_id = header.get("id")
+    if request_id is not None and type(request_id) is not int:
+        raise ProtocolError(f"id: expected an int or nil, got {request_id!r:.80}")
+    durable = _get(header, "durable", int)
+    if "error" in header:
+        error = _get(header, "error", dict)
+        return Reply(request_id, durable=durable, error=from_wire(_get(error, "code", str), _get(error, "fields", list)))
+    return Reply(request_id, _get(header, "result", dict), arrays, durable)
+
+
+def request_id(frames: Sequence[Any]) -> int | None:
+    """Returns the id of a request that may be malformed, so that the error reply can carry it; None if unreadable."""
+    try:
+        found = _decode_header(frames[:1]).get("id")
+    except PlrError:
+        return None
+    return found if type(found) is int else None
+
+
+def _encode(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Frames:
+    described, frames = [], []
+    for name, array in arrays.items():
+        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        if little.dtype.str not in _DTYPES:
+            raise InvalidInput(name, "an array of bool, integers or floats", f"dtype {array.dtype}")
+        described.append([name, little.dtype.str, array.shape])  # ascontiguousarray makes 0-d arrays 1-d
+        frames.append(little.data.cast("B") if little.size else b"")
+    try:
+        packed = msgpack.packb(header | {"arrays": described})
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise InvalidInput("args", "values that msgpack can carry", str(exc)) from exc
+    return [packed, *frames]
+
+
+def _decode_header(frames: Sequence[Any]) -> dict[str, Any]:
+    if not frames:
+        raise ProtocolError("frames: expected a header frame, got none")
+    if len(frames) > MAX_FRAMES:
+        raise MessageTooLarge("frames", MAX_FRAMES, len(frames))
+    if len(frames[0]) > MAX_HEADER_BYTES:
+        raise MessageTooLarge("header bytes", MAX_HEADER_BYTES, len(frames[0]))
+    try:
+        header = msgpack.unpackb(frames[0])
+    except (ValueError, msgpack.UnpackException) as exc:  # every decoding failure, bad utf-8 and nesting included
+        raise ProtocolError(f"header: expected a msgpack map, got bytes that do not unpack ({exc!r:.120})") from exc
+    if not isinstance(header, dict):
+        raise ProtocolError(f"header: expected a msgpack map, got {type(header).__name__}")
+    return header
+
+
+def _check_version(header: dict[str, Any]) -> None:
+    version = _get(header, "v", int)
+    if version != PROTOCOL_VERSION:
+        raise VersionMismatch(PROTOCOL_VERSION, version)
+
+
+def _get(header: dict[str, Any], key: str, kind: type) -> Any:
+    value = header.get(key)
+    if type(value) is not kind:  # exact: a bool is no int here
+        raise ProtocolError(f"{key}: expected {kind.__name__}, got {value!r:.80}")
+    return value
+
+
+def _decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> dict[str, np.ndarray]:
+    described = _get(header, "arrays", list)
+    if len(described) != len(frames) - 1:
+        raise ProtocolError(f"frames: expected {len(described)} array frames, got {len(frames) - 1}")
+    arrays: dict[str, np.ndarray] = {}
+    for description, frame in zip(described, frames[1:], strict=True):
+        if not (isinstance(description, list) and len(description) == 3):  # noqa: PLR2004  [name, dtype, shape]
+            raise ProtocolError(f"arrays: expected [name, dtype, shape], got {description!r:.80}")
+        name, dtype, shape = description
+        if not isinstance(name, str) or name in arrays:
+            raise ProtocolError(f"arrays: expected distinct names, got {name!r:.80}")
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            raise ProtocolError(f"{name}: expected a dtype among {sorted(_DTYPES)}, got {dtype!r:.80}")
+        if not (
+            isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in shape)
+        ):
+            raise ProtocolError(f"{name}: expected a shape of at most {MAX_DIMENSIONS} axes, got {shape!r:.80}")
+        size = math.prod(shape) * _DTYPES[dtype].itemsize
+        if size != len(frame):
+            raise ProtocolError(f"{name}: expected {size} bytes for {dtype} {shape}, got {len(frame)}")
+        if dtype == "|b1" and np.frombuffer(frame, dtype=np.uint8).max(initial=0) > 1:
+            raise ProtocolError(f"{name}: expected bools of one byte, 0 or 1, got others")
+        arrays[name] = np.frombuffer(frame, dtype=_DTYPES[dtype]).reshape(shape)
+    return arrays

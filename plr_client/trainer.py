@@ -1,0 +1,218 @@
+"""Trainer: pushes what an agent's rollouts were worth, and reads what the curriculum made of it.
+
+May be imported by wrappers and users. It turns arguments into arrays and never judges them: the curriculum does, so that
+every client meets the same checks.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from plr_client.connection import Connection
+from plr_client.errors import InvalidInput, MissingField
+
+
+class Trainer:
+    """Pushes rollouts and scores to the server. The connection opens with the first request.
+
+    A call returns when the server has applied it; a call that raises has changed nothing, except `ServerUnreachable`, after
+    which the push may have been applied or not.
+
+    Args:
+        address: where the server listens.
+        timeout_s: seconds without a reply after which a request raises; above 0.
+
+    Raises:
+        InvalidInput: the address or the timeout is not what it must be.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float = 30.0) -> None:
+        self._connection = Connection(address, timeout_s=timeout_s)
+
+    @property
+    def address(self) -> str:
+        """Where the server listens."""
+        return self._connection.address
+
+    def push(
+        self,
+        values: ArrayLike | None,
+        rewards: ArrayLike | None,
+        dones: ArrayLike | None,
+        levels: ArrayLike,
+        next_values: ArrayLike | None,
+        *,
+        truncated: ArrayLike | None = None,
+        final_values: ArrayLike | None = None,
+        valid: ArrayLike | None = None,
+        logits: ArrayLike | None = None,
+        columns: ArrayLike | None = None,
+        episode_starts: ArrayLike | None = None,
+        next_episode_starts: ArrayLike | None = None,
+    ) -> int:
+        """Pushes one rollout block of T steps in N env columns. Step-major: `values[t, n]`.
+
+        Args:
+            values: (T, N) V(s_t); None where the strategy needs none.
+            rewards: (T, N) r_t; None where the strategy needs none.
+            dones: (T, N) bool: the action of step t ended the episode. None when `episode_starts` stands for it.
+            levels: (T, N) ints: the level that was active when obs_t was produced.
+            next_values: (N,) V(s_T), the bootstrap at the block's end; None where the strategy needs no values.
+            truncated: (T, N) bool, only where done: the episode was cut by a time limit, so its last step bootstraps with
+                `final_values`. Without it, every done counts as a true end.
+            final_values: (T, N) V of the terminal observation, read where `truncated`.
+            valid: (T, N) bool: False for a row that is no transition, such as the dummy row of NEXT_STEP autoreset. Such
+                a row is dropped as if it had never been pushed.
+            logits: (T, N, A) action logits, for the strategies that read the policy.
+            columns: (N,) distinct ints that name the env columns where a session pushes from several sets of envs; by
+                default 0 to N - 1. Episodes are stitched within a column.
+            episode_starts: (T, N) bool, in place of `dones`: obs_t is the first of an episode (CleanRL, SB3).
+            next_episode_starts: (N,) bool, with `episode_starts`: the observation after the block is the first of one.
+
+        Returns:
+            The number of episodes, or parts of episodes, that were scored.
+
+        Raises:
+            InvalidInput: a field has a wrong shape, dtype or value; nothing was applied.
+            MissingField: the configured strategy needs a field that was not given.
+            LevelOutsideSpace: a level is not in the level space.
+            MessageTooLarge: a field has more bytes than the server takes.
+            ServerUnreachable: no reply within the timeout.
+        """
+        if episode_starts is not None:
+            dones = _ends(episode_starts, next_episode_starts, dones)
+        return self._push(
+            "push",
+            values=values,
+            rewards=rewards,
+            dones=dones,
+            levels=levels,
+            next_values=next_values,
+            truncated=truncated,
+            final_values=final_values,
+            valid=valid,
+            logits=logits,
+            columns=columns,
+        )
+
+    def push_step(
+        self,
+        values: ArrayLike | None,
+        rewards: ArrayLike | None,
+        dones: ArrayLike | None,
+        levels: ArrayLike,
+        next_values: ArrayLike | None,
+        *,
+        truncated: ArrayLike | None = None,
+        final_values: ArrayLike | None = None,
+        valid: ArrayLike | None = None,
+        logits: ArrayLike | None = None,
+        columns: ArrayLike | None = None,
+        next_episode_starts: ArrayLike | None = None,
+    ) -> int:
+        """Pushes one step of N env columns; the server pools `num_steps` of them into a block and scores that.
+
+        Arguments as in `push`, without the axis T: (N,), logits (N, A). `next_episode_starts` may stand for `dones`. Every
+        step of a session must have the same `columns` and the same optional fields until the block is full.
+
+        Returns:
+            The number of episodes or parts scored: 0 until the block is full.
+
+        Raises:
+            InvalidInput, MissingField, LevelOutsideSpace, ServerUnreachable: as `push`.
+        """
+        return self._push(
+            "push_step",
+            values=values,
+            rewards=rewards,
+            dones=next_episode_starts if dones is None else dones,
+            levels=levels,
+            next_values=next_values,
+            truncated=truncated,
+            final_values=final_values,
+            valid=valid,
+            logits=logits,
+            columns=columns,
+        )
+
+    def push_scores(self, levels: ArrayLike, scores: ArrayLike) -> int:
+        """Pushes scores of the trainer's own making (strategy `external`, or beside any other).
+
+        Args:
+            levels: (m,) ints; a level may occur more than once, its scores are applied in order.
+            scores: (m,) finite floats.
+
+        Returns:
+            m.
+
+        Raises:
+            InvalidInput: a shape, dtype or value is wrong; nothing was applied.
+            LevelOutsideSpace: a level is not in the level space.
+            ServerUnreachable: no reply within the timeout.
+        """
+        return self._push("push_scores", levels=levels, scores=scores)
+
+    def stats(self) -> dict[str, Any]:
+        """Returns what the curriculum has done so far; the keys are those of `plr_server.Curriculum.stats`, and `sessions`.
+
+        Raises:
+            ServerUnreachable: no reply within the timeout.
+        """
+        return dict(self._connection.request("stats").result)
+
+    def weights(self) -> NDArray[np.float64]:
+        """Returns (N,) P_replay of every level, in the order of the level space; zero where unseen.
+
+        Raises:
+            ServerUnreachable: no reply within the timeout.
+        """
+        return self._connection.request("weights").arrays["weights"]
+
+    def scores(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Returns ids (N,), scores (N,), staleness (N,) in draws since last drawn, seen (N,), in the level space's order.
+
+        Raises:
+            ServerUnreachable: no reply within the timeout.
+        """
+        arrays = self._connection.request("scores").arrays
+        return arrays["ids"], arrays["scores"], arrays["staleness"], arrays["seen"]
+
+    def close(self) -> None:
+        """Closes the connection; a later request opens it anew. Steps pooled by the server and not yet scored are dropped."""
+        self._connection.close()
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _push(self, op: str, **fields: ArrayLike | None) -> int:
+        arrays = {name: _array(name, value) for name, value in fields.items() if value is not None}
+        return int(self._connection.request(op, arrays=arrays).result["scored"])
+
+
+def _array(name: str, value: ArrayLike) -> NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except Exception as exc:  # whatever a foreign tensor raises when it cannot become an array
+        raise InvalidInput(name, "something numpy can turn into an array (a tensor: .detach().cpu())", str(exc)) from exc
+    if array.dtype.kind not in "fiub":
+        raise InvalidInput(name, "numbers or bools in a full array", f"dtype {array.dtype}")
+    return array
+
+
+def _ends(starts: ArrayLike, next_starts: ArrayLike | None, dones: ArrayLike | None) -> NDArray[Any]:
+    """Turns (T, N) "obs_t is the first of an episode" into (T, N) "step t ended the episode"."""
+    if dones is not None:
+        raise InvalidInput("dones", "None beside episode_starts, which stands for it", "both")
+    if next_starts is None:
+        raise MissingField("next_episode_starts", "an array (N,) with episode_starts", "none")
+    first, after = _array("episode_starts", starts), _array("next_episode_starts", next_starts)
+    if first.ndim == 0 or after.shape != first.shape[1:]:
+        raise InvalidInput("next_episode_starts", f"shape {first.shape[1:]}", f"shape {after.shape}")
+    return np.concatenate([first[1:], after[np.newaxis].astype(first.dtype)])

@@ -1,0 +1,148 @@
+"""The command line: `plr-server serve` and `plr-server stats`. Reads arguments, prints, and leaves the work to the rest."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from plr_client.errors import PlrError
+from plr_client.protocol import MAX_FRAME_BYTES
+from plr_client.trainer import Trainer
+from plr_server.config import Config
+from plr_server.curriculum import Curriculum
+from plr_server.server import serve
+
+DEFAULT_BIND = "tcp://127.0.0.1:5555"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: those of the command line; by default the process's own.
+
+    Returns:
+        The exit code: 0, or 1 after printing what was wrong (2 where argparse refuses the arguments).
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "serve":
+            return _serve(options)
+        return _stats(options)
+    except PlrError as error:
+        print(f"plr-server: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="plr-server", description="A Prioritized Level Replay curriculum server.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    serving = commands.add_parser(
+        "serve",
+        help="serve a curriculum until SIGINT or SIGTERM",
+        description="Serves a curriculum until SIGINT or SIGTERM. Prints 'plr-server ready at ADDRESS' once clients can "
+        "connect. An option on the command line wins over the same field in the TOML file.",
+    )
+    serving.add_argument(
+        "--bind",
+        default=DEFAULT_BIND,
+        metavar="ADDRESS",
+        help="ipc://PATH, or tcp://HOST:PORT with port 0 for a free one (default: %(default)s)",
+    )
+    serving.add_argument(
+        "--insecure",
+        action="store_true",
+        help="allow a tcp address beyond loopback; there is no authentication: whoever reaches it may read and change all",
+    )
+    serving.add_argument(
+        "--max-frame-bytes",
+        type=int,
+        default=MAX_FRAME_BYTES,
+        metavar="BYTES",
+        help="the largest array taken from a client (default: %(default)s)",
+    )
+    serving.add_argument("--config", metavar="FILE", help="a TOML file of the fields below, such as: levels = \"0:200\"")
+    serving.add_argument("--config-json", help=argparse.SUPPRESS)  # "-": from standard input; how launch() calls
+    serving.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    serving.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
+    fields = serving.add_argument_group("configuration of the curriculum")
+    docs = Config.docs()
+    for field in dataclasses.fields(Config):
+        default = "0:200" if field.name == "levels" else field.default
+        flag: dict[str, Any] = {"type": type(field.default), "metavar": field.name.upper().rpartition("_")[2]}
+        if isinstance(field.default, range):
+            flag["type"] = str
+        elif isinstance(field.default, bool):
+            flag = {"action": argparse.BooleanOptionalAction}
+        fields.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            default=argparse.SUPPRESS,
+            help=f"{docs[field.name]} (default: {default})".replace("%", "%%"),
+            **flag,
+        )
+
+    stats = commands.add_parser("stats", help="print what a running server has done so far")
+    stats.add_argument("address", metavar="ADDRESS", help="where the server listens")
+    stats.add_argument("--json", action="store_true", help="print one JSON object")
+    stats.add_argument("--timeout-s", type=float, default=5.0, help="seconds to wait for the server (default: %(default)s)")
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    logging.basicConfig(format="plr-server: %(message)s", level=logging.INFO, stream=sys.stderr)
+
+    def say(message: dict[str, Any]) -> None:
+        if options.ready_fd is not None:
+            with os.fdopen(options.ready_fd, "w") as ready:
+                print(json.dumps(message), file=ready)
+
+    def ready(address: str) -> None:
+        levels = len(config.levels)
+        print(f"plr-server ready at {address} ({levels} levels, {config.strategy}, {config.transform})", flush=True)
+        say({"address": address})
+
+    try:
+        config = _config(options)
+        serve(
+            Curriculum(config),
+            options.bind,
+            insecure=options.insecure,
+            max_frame_bytes=options.max_frame_bytes,
+            parent_pid=options.parent_pid,
+            ready=ready,
+        )
+    except PlrError as error:
+        say({"error": error.to_wire()})
+        raise
+    return 0
+
+
+def _config(options: argparse.Namespace) -> Config:
+    fields: dict[str, Any] = Config.from_toml(options.config) if options.config else {}
+    if options.config_json == "-":
+        fields |= json.load(sys.stdin)
+    fields |= {name: value for name, value in vars(options).items() if name in Config.docs()}
+    return Config.from_dict(fields)
+
+
+def _stats(options: argparse.Namespace) -> int:
+    with Trainer(options.address, timeout_s=options.timeout_s) as trainer:
+        stats = trainer.stats()
+    if options.json:
+        print(json.dumps(stats))
+    else:
+        width = max(map(len, stats))
+        for name, value in stats.items():
+            print(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

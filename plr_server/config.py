@@ -1,0 +1,188 @@
+"""Config: everything that decides how a curriculum behaves, validated when it is made.
+
+May be imported by the whole of plr_server. It holds no state, and nothing about addresses, files or processes: those are
+arguments of the server around the curriculum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plr_client.errors import ConfigError
+from plr_server.sampler import TRANSFORMS
+from plr_server.scores import STRATEGIES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPLAY_SCHEDULES = ("proportionate", "fixed")
+PARTIALS = ("commit", "stitch")
+MAX_LEVEL = 2**63 - 1
+
+
+def _field(default: Any, doc: str) -> Any:
+    return dataclasses.field(default=default, metadata={"doc": doc})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The configuration of one curriculum. The defaults are the paper's Procgen setting.
+
+    Every field is checked when the object is made; `dataclasses.replace` gives a changed copy, checked again. What each
+    field means is in `Config.docs()` and in `plr-server serve --help`, which both read it from here.
+
+    Raises:
+        ConfigError: a field is not what it must be.
+
+    Source: arXiv 2010.03934, section 4 and appendix B (defaults); arXiv 2110.02439 (`robust`).
+
+    >>> Config(levels="0:200", temperature=0.3).levels
+    range(0, 200)
+    >>> Config(temperature=0.0)
+    Traceback (most recent call last):
+    plr_client.errors.ConfigError: temperature: expected a finite number above 0, got 0.0
+    """
+
+    levels: range | tuple[int, ...] = _field(
+        range(200), 'the level space: START:STOP, START:STOP:STEP (as in Python), or a list of distinct ids "3,14,15"'
+    )
+    strategy: str = _field("value_l1", f"what scores an episode: {', '.join(STRATEGIES)}")
+    transform: str = _field("rank", f"how scores become P_S: {', '.join(TRANSFORMS)}")
+    temperature: float = _field(0.1, "beta of P_S, above 0")
+    staleness_coef: float = _field(0.1, "rho, the share of P_C in P_replay, 0 to 1")
+    staleness_temperature: float = _field(1.0, "tau of P_C, above 0")
+    eps: float = _field(0.05, "share of uniform draws under the transform eps_greedy, 0 to 1")
+    replay_schedule: str = _field(
+        "proportionate",
+        "replay or new: proportionate (replay with probability min(seen share, replay_prob)) or fixed (with probability "
+        "replay_prob once the seen share is min_fill_ratio)",
+    )
+    replay_prob: float = _field(1.0, "probability of a replay, 0 to 1, as replay_schedule reads it")
+    min_fill_ratio: float = _field(0.0, "share of levels seen before replay starts under the schedule fixed, 0 to 1")
+    alpha: float = _field(1.0, "weight of a new score against the old one, above 0 up to 1")
+    max_score_coef: float = _field(0.0, "share of the episode's maximum, against its mean, in the score, 0 to 1")
+    gamma: float = _field(0.999, "discount, 0 to 1")
+    gae_lambda: float = _field(0.95, "lambda of generalised advantage estimation, 0 to 1")
+    num_steps: int = _field(256, "steps per env column that push_step pools into one block, 1 or more")
+    partial: str = _field(
+        "commit",
+        "an episode longer than a block: commit (the part in hand is scored at the block's end) or stitch (its steps are "
+        "pooled until it ends)",
+    )
+    robust: bool = _field(False, "robust PLR: new levels carry train = False, so that only replayed ones are learnt from")
+    seed: int = _field(0, "seed of the curriculum's random generator, 0 or more")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", _levels(self.levels))
+        for name, known in (
+            ("strategy", tuple(STRATEGIES)),
+            ("transform", TRANSFORMS),
+            ("replay_schedule", REPLAY_SCHEDULES),
+            ("partial", PARTIALS),
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigError(name, f"one of {', '.join(known)}", repr(getattr(self, name)))
+        for name in ("temperature", "staleness_temperature"):
+            self._number(name, "a finite number above 0", lambda x: x > 0)
+        for name in ("staleness_coef", "eps", "replay_prob", "min_fill_ratio", "max_score_coef", "gamma", "gae_lambda"):
+            self._number(name, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        self._number("alpha", "a number above 0, up to 1", lambda x: 0 < x <= 1)
+        for name, least in (("num_steps", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+                raise ConfigError(name, f"an integer, {least} or more", repr(value))
+            object.__setattr__(self, name, int(value))
+        if not isinstance(self.robust, bool):
+            raise ConfigError("robust", "true or false", repr(self.robust))
+
+    def _number(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+            raise ConfigError(name, expected, repr(value))
+        if not (math.isfinite(value) and holds(value)):
+            raise ConfigError(name, expected, str(value))
+        object.__setattr__(self, name, float(value))
+
+    @staticmethod
+    def docs() -> dict[str, str]:
+        """Returns what each field means, by name."""
+        return {field.name: field.metadata["doc"] for field in dataclasses.fields(Config)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain values that JSON, TOML and msgpack carry; `from_dict` reads them back."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if isinstance(self.levels, range):
+            plain["levels"] = f"{self.levels.start}:{self.levels.stop}:{self.levels.step}"
+        else:
+            plain["levels"] = list(self.levels)
+        return plain
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> Config:
+        """Builds a configuration from plain values.
+
+        Args:
+            fields: by field name; what is missing takes its default.
+
+        Raises:
+            ConfigError: a name is unknown, or a value is not what it must be.
+        """
+        known = Config.docs()
+        for name in fields:
+            if name not in known:
+                raise ConfigError(name, f"a field among {', '.join(known)}", "an unknown name")
+        return Config(**fields)
+
+    @staticmethod
+    def from_toml(path: str | Path) -> dict[str, Any]:
+        """Reads a TOML file of configuration fields, at its top level, for `from_dict`.
+
+        Raises:
+            ConfigError: the file cannot be read or is no TOML.
+        """
+        try:
+            with Path(path).open("rb") as file:
+                return tomllib.load(file)
+        except (OSError, tomllib.TOMLDecodeError) as exc:
+            raise ConfigError("config", f"a TOML file at {path}", str(exc)) from exc
+
+
+def _levels(given: Any) -> range | tuple[int, ...]:
+    expected = "START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one"
+    levels: range | tuple[int, ...]
+    if isinstance(given, str):
+        if re.fullmatch(r"-?\d+:-?\d+(:-?\d+)?", given):
+            bounds = [int(part) for part in given.split(":")]
+            if bounds[2:] == [0]:
+                raise ConfigError("levels", expected, repr(given))
+            levels = range(*bounds)
+        elif re.fullmatch(r"-?\d+(,-?\d+)*", given):
+            levels = tuple(int(part) for part in given.split(","))
+        else:
+            raise ConfigError("levels", expected, repr(given))
+    elif isinstance(given, range):
+        levels = given
+    elif isinstance(given, Sequence | np.ndarray):
+        ids = np.asarray(given)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ConfigError("levels", expected, f"{given!r:.80}")
+        levels = tuple(ids.tolist())
+    else:
+        raise ConfigError("levels", expected, f"{given!r:.80}")
+    if len(levels) == 0:
+        raise ConfigError("levels", expected, "none")
+    if isinstance(levels, tuple) and len(set(levels)) != len(levels):
+        raise ConfigError("levels", expected, "an id twice")
+    if max(abs(levels[0]), abs(levels[-1])) > MAX_LEVEL or (isinstance(levels, tuple) and max(map(abs, levels)) > MAX_LEVEL):
+        raise ConfigError("levels", expected, "an id beyond int64")
+    return levels

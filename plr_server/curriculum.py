@@ -1,0 +1,443 @@
+"""The curriculum: a deterministic state machine that owns the level table and decides what is played next.
+
+Commands in, results out; the same commands give the same state, bit for bit. It reads no clock, opens no file or socket
+and draws only from the generator in its state. Every command checks all of its input before it changes anything: one that
+raises has changed nothing. May be imported by the server around it, and by users who want it in their own process.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from plr_client.errors import InvalidInput
+from plr_client.levels import Assignment
+from plr_server.config import Config
+from plr_server.level_space import level_space
+from plr_server.rollouts import (
+    MAX_MAGNITUDE,
+    OpenEpisode,
+    Rollout,
+    StepPool,
+    add_step,
+    as_array,
+    check,
+    join_steps,
+    keep_open,
+    prepend,
+)
+from plr_server.sampler import REPLAY, Sampler
+from plr_server.scores import score_episodes
+from plr_server.unseen import AvailableLevels
+
+MAX_SAMPLE = 65_536  # levels in one call
+
+
+@dataclasses.dataclass
+class Counts:
+    """What has happened so far; every number only grows."""
+
+    replays: int = 0
+    pushes: int = 0
+    steps: int = 0
+    episodes: int = 0
+    scores: int = 0
+
+
+class Curriculum:
+    """Prioritized Level Replay over one level space.
+
+    Args:
+        config: what decides how it behaves.
+
+    >>> curriculum = Curriculum(Config(levels=range(4), strategy="external"))
+    >>> curriculum.update_scores([0, 2], [0.5, 2.0])
+    2
+    >>> curriculum.weights().argmax()
+    2
+    >>> [assignment.is_replay for assignment in curriculum.sample(2)]
+    [True, False]
+
+    Source: arXiv 2010.03934 (algorithms 1 and 2), arXiv 2110.02439 (`robust`).
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._space = level_space(config.levels)
+        self._sampler = Sampler(len(self._space), **_sampling(config))
+        self._rng = np.random.Generator(np.random.PCG64(config.seed))
+        self._available = AvailableLevels(len(self._space))  # unseen and not in flight
+        self._held: dict[str, dict[int, int]] = {}  # holder -> slot -> index
+        self._in_flight: Counter[int] = Counter()  # index -> how many slots play it
+        self._open: dict[str, dict[int, OpenEpisode]] = {}  # source -> column -> steps in hand, under "stitch"
+        self._pools: dict[str, StepPool] = {}  # source -> steps that wait to become a block
+        self._counts = Counts()
+
+    # ---- what is played next
+
+    def sample(self, k: int = 1, *, slots: ArrayLike | None = None, holder: str = "") -> list[Assignment]:
+        """Hands out the levels that k env slots play next.
+
+        Args:
+            k: how many, 1 to 65 536.
+            slots: which env slots of the holder they are for, k distinct ints; by default 0 to k - 1. The level that a
+                slot held before is over and no longer in flight.
+            holder: who asks; slots are counted for each holder apart.
+
+        Returns:
+            k assignments in the order of `slots`. Draws happen in that order, so the staleness each draw sees counts the
+            draws before it.
+
+        Raises:
+            InvalidInput: k or slots are not what they must be.
+
+        Source: arXiv 2010.03934, algorithm 2 and equations for P_replay. New levels are drawn uniformly from the unseen
+        ones not in flight, from all unseen ones where every one is.
+        """
+        chosen = _slots(k, slots)
+        held = self._held.setdefault(holder, {})
+        for slot in chosen:
+            self._end(held.pop(slot, None))
+        replay_prob = self._replay_prob()
+        picks, is_replay = [], []
+        for drawn_before in range(k):
+            pick = self._pick(replay_prob, drawn_before)
+            picks.append(pick)
+            is_replay.append(pick == REPLAY or bool(self._sampler.seen[pick]))
+            if pick != REPLAY:
+                self._begin(pick)  # at once: the next new level must be another one
+        indices = self._sampler.draw(self._rng, picks)
+        for slot, pick, index in zip(chosen, picks, indices, strict=True):
+            held[slot] = index
+            if pick == REPLAY:
+                self._begin(index)
+        self._counts.replays += sum(is_replay)
+        return [
+            Assignment(self._space.id_of(index), replay, replay or not self.config.robust)
+            for index, replay in zip(indices, is_replay, strict=True)
+        ]
+
+    def holds(self, holder: str) -> bool:
+        """Returns whether one of the holder's slots plays a level."""
+        return bool(self._held.get(holder))
+
+    def release(self, holder: str) -> None:
+        """Takes back every level that the holder's slots play: it is gone."""
+        for index in self._held.pop(holder, {}).values():
+            self._end(index)
+
+    def _replay_prob(self) -> float:
+        """Probability that the next level is a seen one; the baselines `random` and `sequential` never ask."""
+        seen, total = self._sampler.num_seen, len(self._space)
+        if seen == 0 or seen == total:
+            return float(seen == total)
+        if self.config.replay_schedule == "proportionate":
+            return min(seen / total, self.config.replay_prob)
+        return self.config.replay_prob if seen / total >= self.config.min_fill_ratio else 0.0
+
+    def _pick(self, replay_prob: float, drawn_before: int) -> int:
+        """Returns the index of the level to play next, or REPLAY where the sampler is to draw a seen one."""
+        if self.config.strategy == "random":
+            return int(self._rng.random() * len(self._space))
+        if self.config.strategy == "sequential":
+            return (self._sampler.draws + drawn_before) % len(self._space)
+        if replay_prob >= 1.0 or (replay_prob > 0.0 and self._rng.random() < replay_prob):
+            return REPLAY
+        if len(self._available):
+            return self._available.select(int(self._rng.random() * len(self._available)))
+        in_flight = sorted(index for index in self._in_flight if not self._sampler.seen[index])
+        return in_flight[int(self._rng.random() * len(in_flight))]
+
+    def _begin(self, index: int) -> None:
+        self._in_flight[index] += 1
+        self._available.discard(index)
+
+    def _end(self, index: int | None) -> None:
+        if index is None:
+            return
+        self._in_flight[index] -= 1
+        if not self._in_flight[index]:
+            del self._in_flight[index]
+            if not self._sampler.seen[index]:
+                self._available.add(index)
+
+    # ---- what was learnt from it
+
+    def update(
+        self,
+        values: ArrayLike | None = None,
+        rewards: ArrayLike | None = None,
+        dones: ArrayLike | None = None,
+        levels: ArrayLike | None = None,
+        next_values: ArrayLike | None = None,
+        *,
+        truncated: ArrayLike | None = None,
+        final_values: ArrayLike | None = None,
+        valid: ArrayLike | None = None,
+        logits: ArrayLike | None = None,
+        columns: ArrayLike | None = None,
+        source: str = "",
+    ) -> int:
+        """Scores the episodes of one rollout block, (T, N) step-major, and updates the table.
+
+        The fields are those of `plr_client.Trainer.push`. Several episodes of one level in a block are applied one after
+        the other, in the order in which they ended (by column where that is the same step).
+
+        Args:
+            values: (T, N) V(s_t).
+            rewards: (T, N) r_t.
+            dones: (T, N) the action of step t ended the episode.
+            levels: (T, N) the level that was active when obs_t was produced.
+            next_values: (N,) V(s_T).
+            truncated: (T, N) True only where done: bootstrap with `final_values`.
+            final_values: (T, N) V of the terminal observation.
+            valid: (T, N) False for rows to be dropped.
+            logits: (T, N, A) action logits.
+            columns: (N,) distinct ints naming the env columns; by default 0 to N - 1.
+            source: who pushes; columns are counted for each source apart.
+
+        Returns:
+            The number of episodes, or parts of episodes, scored.
+
+        Raises:
+            InvalidInput: a field has a wrong shape, dtype or value, or a level changes inside an episode.
+            MissingField: the strategy needs a field that is not there.
+            LevelOutsideSpace: a level is not in the level space.
+
+        Source: arXiv 2010.03934, section 3.1; the mean over the steps, as table 1. Parts cut by the block's end are scored
+        as they are (`partial="commit"`), or kept until the episode ends (`"stitch"`, appendix C).
+        """
+        fields = {
+            "values": values,
+            "rewards": rewards,
+            "dones": dones,
+            "levels": levels,
+            "next_values": next_values,
+            "truncated": truncated,
+            "final_values": final_values,
+            "valid": valid,
+            "logits": logits,
+            "columns": columns,
+        }
+        return self._update(*self._check(fields), source)
+
+    def update_step(self, *, source: str = "", **fields: ArrayLike | None) -> int:
+        """Pools one step of N env columns; the step that makes `num_steps` of them scores the block as `update` does.
+
+        Args:
+            source: who pushes.
+            **fields: those of `update` without the axis T: (N,), logits (N, A).
+
+        Returns:
+            The number of episodes or parts scored: 0 until the block is full.
+
+        Raises:
+            InvalidInput: as `update`; or the columns differ from those of the block's first step.
+            MissingField, LevelOutsideSpace: as `update`.
+        """
+        per_column = ("columns", "next_values")
+        block = {
+            name: value if value is None or name in per_column else as_array(name, value)[np.newaxis]
+            for name, value in fields.items()
+        }
+        step, columns = self._check(block)
+        valid_levels = step.levels if step.valid is None else step.levels[step.valid]
+        self._space.indices(valid_levels.ravel())
+        pool = add_step(self._pools.get(source), step, columns)
+        if len(pool.steps) < self.config.num_steps:
+            self._pools[source] = pool
+            return 0
+        scored = self._update(join_steps(pool.steps), columns, source)
+        self._pools.pop(source, None)
+        return scored
+
+    def update_scores(self, levels: ArrayLike, scores: ArrayLike) -> int:
+        """Applies scores of the trainer's own making, in order.
+
+        Args:
+            levels: (m,) ids; one may occur more than once.
+            scores: (m,) finite floats, up to 1e30 in magnitude.
+
+        Returns:
+            m.
+
+        Raises:
+            InvalidInput: a shape, dtype or value is wrong.
+            LevelOutsideSpace: a level is not in the level space.
+        """
+        ids, given = as_array("levels", levels), as_array("scores", scores)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise InvalidInput("levels", "shape (m,) of integers", f"shape {ids.shape} of {ids.dtype}")
+        if given.shape != ids.shape or given.dtype.kind not in "fiu":
+            raise InvalidInput("scores", f"shape {ids.shape} of numbers", f"shape {given.shape} of {given.dtype}")
+        if not (np.abs(given) <= MAX_MAGNITUDE).all():
+            raise InvalidInput("scores", f"finite numbers up to {MAX_MAGNITUDE:g} in magnitude", f"{given!s:.80}")
+        indices = self._space.indices(ids.astype(np.int64))
+        self._apply(indices, given.astype(np.float64))
+        self._counts.pushes += 1
+        return len(indices)
+
+    def forget(self, source: str) -> None:
+        """Drops the steps pooled for a source that will not push again."""
+        self._open.pop(source, None)
+        self._pools.pop(source, None)
+
+    def _check(self, fields: Mapping[str, ArrayLike | None]) -> tuple[Rollout, NDArray[np.int64]]:
+        if self.config.strategy == "external":
+            raise InvalidInput("push", "push_scores under the strategy external", "a rollout")
+        return check(self.config.strategy, fields)
+
+    def _update(self, rollout: Rollout, columns: NDArray[np.int64], source: str) -> int:
+        config = self.config
+        stitch = config.partial == "stitch"
+        num_valid = rollout.levels.size if rollout.valid is None else int(rollout.valid.sum())
+        if stitch:
+            still_open = self._open.get(source, {})
+            rollout = prepend(still_open, rollout, columns)
+        episodes = score_episodes(rollout, config.strategy, config.gamma, config.gae_lambda)
+        indices = self._space.indices(episodes.level)
+        in_order = np.lexsort((episodes.column, episodes.stop))
+        if stitch:
+            in_order = in_order[episodes.finished[in_order]]
+            touched = set(columns.tolist())
+            kept = {column: episode for column, episode in still_open.items() if column not in touched}
+            self._open[source] = kept | keep_open(rollout, episodes, columns)
+        coef = config.max_score_coef
+        scores = (1.0 - coef) * episodes.mean + coef * episodes.max
+        self._apply(indices[in_order], scores[in_order])
+        self._counts.pushes += 1
+        self._counts.steps += num_valid
+        self._counts.episodes += int(episodes.finished.sum())
+        return len(in_order)
+
+    def _apply(self, indices: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
+        """score <- (1 - alpha) old + alpha new for each in order; a level's first score is taken as it is."""
+        if not len(indices):
+            return
+        order = np.argsort(indices, kind="stable")  # groups a level's scores, in order
+        unique, begin, count = np.unique(indices[order], return_index=True, return_counts=True)
+        place = np.arange(len(order)) - np.repeat(begin, count)  # 0 for a level's first score here
+        seen = self._sampler.seen[unique]
+        left = np.repeat(count, count) - 1 - place  # how many come after it
+        keep = 1.0 - self.config.alpha
+        weight = keep**left * np.where((place == 0) & ~np.repeat(seen, count), 1.0, self.config.alpha)
+        new = np.add.reduceat(weight * scores[order], begin) + np.where(seen, keep**count * self._sampler.scores[unique], 0.0)
+        for index in unique[~seen].tolist():
+            self._available.discard(index)
+        self._sampler.set_scores(unique, new)
+        self._counts.scores += len(indices)
+
+    # ---- what there is to know
+
+    def weights(self) -> NDArray[np.float64]:
+        """Returns (N,) the probability of each level to be drawn by the next replay: P_replay, zero where unseen.
+
+        Under the baselines that replay nothing it is the probability of the next draw: `random` 1/N each, `sequential` 1
+        for the level that comes next.
+        """
+        if self.config.strategy == "random":
+            return np.full(len(self._space), 1.0 / len(self._space))
+        if self.config.strategy == "sequential":
+            return np.eye(1, len(self._space), self._sampler.draws % len(self._space))[0]
+        return self._sampler.weights()
+
+    def scores(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Returns ids (N,), scores (N,) (0 where unseen), staleness (N,) in draws since last drawn, seen (N,)."""
+        sampler = self._sampler
+        ids = self._space.ids(np.arange(len(self._space)))
+        return ids, sampler.scores.copy(), sampler.draws - sampler.last_drawn, sampler.seen.copy()
+
+    def stats(self) -> dict[str, Any]:
+        """Returns what has happened so far and where the sampling mass is.
+
+        Returns:
+            strategy; levels, levels_seen, seen_share; draws, replays, replay_share (0 before the first draw); in_flight
+            (env slots that play a level now); pushes, steps (valid rows), episodes (finished), scores (applied);
+            mean_score, max_score over seen levels (0 without any); effective_levels: exp of the entropy of `weights()`, the
+            number of equally likely levels that would be as spread out (0 while nothing is seen).
+        """
+        sampler, total = self._sampler, len(self._space)
+        weights = self.weights()
+        mass = weights[weights > 0]
+        seen_scores = sampler.scores[sampler.seen]
+        return {
+            "strategy": self.config.strategy,
+            "levels": total,
+            "levels_seen": sampler.num_seen,
+            "seen_share": sampler.num_seen / total,
+            "draws": sampler.draws,
+            "replay_share": self._counts.replays / max(sampler.draws, 1),
+            "in_flight": self._in_flight.total(),
+            **dataclasses.asdict(self._counts),
+            "mean_score": float(seen_scores.mean()) if len(seen_scores) else 0.0,
+            "max_score": float(seen_scores.max()) if len(seen_scores) else 0.0,
+            "effective_levels": math.exp(-float((mass * np.log(mass)).sum())) if len(mass) else 0.0,
+        }
+
+    # ---- the state as a value
+
+    def state(self) -> dict[str, Any]:
+        """Returns a copy of the whole state: plain values, numpy arrays and dataclasses of them.
+
+        `Curriculum.from_state` gives a curriculum that goes on bit for bit as this one. Keys: config, sampler (scores, seen,
+        last_drawn (N,) and draws), generator, held (holder -> slot -> index), open, pools, counts.
+        """
+        return copy.deepcopy(
+            {
+                "config": self.config.to_dict(),
+                "sampler": self._sampler.state(),
+                "generator": self._rng.bit_generator.state,
+                "held": self._held,
+                "open": self._open,
+                "pools": self._pools,
+                "counts": self._counts,
+            }
+        )
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Curriculum:
+        """Returns a curriculum in the state that `state()` gave.
+
+        Raises:
+            ConfigError: the configuration in it is not valid.
+        """
+        state = copy.deepcopy(dict(state))
+        curriculum = cls(Config.from_dict(state["config"]))
+        curriculum._sampler = Sampler.from_state(state["sampler"], **_sampling(curriculum.config))
+        curriculum._rng.bit_generator.state = state["generator"]
+        curriculum._available = AvailableLevels.where(~curriculum._sampler.seen)
+        for holder, slots in state["held"].items():
+            curriculum._held[holder] = {}
+            for slot, index in slots.items():
+                curriculum._held[holder][slot] = index
+                curriculum._begin(index)
+        curriculum._open, curriculum._pools, curriculum._counts = state["open"], state["pools"], state["counts"]
+        return curriculum
+
+
+def _sampling(config: Config) -> dict[str, Any]:
+    return {
+        "transform": "constant" if config.strategy == "uniform" else config.transform,
+        "temperature": config.temperature,
+        "staleness_coef": config.staleness_coef,
+        "staleness_temperature": config.staleness_temperature,
+        "eps": config.eps,
+    }
+
+
+def _slots(k: int, slots: ArrayLike | None) -> Sequence[int]:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_SAMPLE:
+        raise InvalidInput("k", f"an integer from 1 to {MAX_SAMPLE}", repr(k))
+    if slots is None:
+        return range(k)
+    chosen = as_array("slots", slots)
+    if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or len(chosen) != k or len(np.unique(chosen)) != k:
+        raise InvalidInput("slots", f"{k} distinct ints", f"{slots!s:.80}")
+    return chosen.tolist()

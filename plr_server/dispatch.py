@@ -1,0 +1,173 @@
+"""From the frames of a request to the frames of its reply: sessions, each request applied once, errors as replies.
+
+The layer between the ZeroMQ loop and the curriculum, without IO and without a clock: the loop tells it which peer spoke and
+who is gone. Nothing a client sends can raise out of `answer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from plr_client.errors import InvalidInput, PlrError, ProtocolError, ServerError, UnknownOperation
+from plr_client.protocol import Frames, Reply, Request, decode_request, encode_reply, request_id
+from plr_server.curriculum import Curriculum
+
+logger = logging.getLogger("plr_server")
+
+_ROLLOUT = (
+    "values",
+    "rewards",
+    "dones",
+    "levels",
+    "next_values",
+    "truncated",
+    "final_values",
+    "valid",
+    "logits",
+    "columns",
+)
+_MAX_SESSION_CHARS = 64
+
+
+@dataclasses.dataclass(slots=True)
+class Session:
+    """One client, from its first request until it says goodbye or is given up.
+
+    Attributes:
+        peer: the transport's name for the connection it last spoke on.
+        sequence: the highest sequence number applied.
+        reply: the reply to it, repeated when the request comes again; None for a request that changes nothing.
+    """
+
+    peer: bytes
+    sequence: int = 0
+    reply: Reply | None = None
+
+
+class Dispatcher:
+    """Answers requests out of one curriculum.
+
+    Args:
+        curriculum: the state machine; the dispatcher is its only caller.
+        max_frame_bytes: told to clients, which then refuse to send more.
+    """
+
+    def __init__(self, curriculum: Curriculum, *, max_frame_bytes: int) -> None:
+        self.curriculum = curriculum
+        self.sessions: dict[str, Session] = {}
+        self._max_frame_bytes = max_frame_bytes
+        self._reads: dict[str, Callable[[], Reply]] = {
+            "hello": self._hello,
+            "stats": self._stats,
+            "weights": self._weights,
+            "scores": self._scores,
+        }
+        self._writes: dict[str, Callable[[Request], Reply]] = {
+            "next": self._next,
+            "push": self._push,
+            "push_step": self._push_step,
+            "push_scores": self._push_scores,
+        }
+
+    def answer(self, peer: bytes, frames: Sequence[Any]) -> Frames | None:
+        """Applies one request.
+
+        Args:
+            peer: the connection it came on.
+            frames: what came, without the peer.
+
+        Returns:
+            The frames of the reply; None for a goodbye, which nobody waits to see answered.
+        """
+        try:
+            request = decode_request(frames)
+            if not 0 < len(request.session) <= _MAX_SESSION_CHARS:
+                raise ProtocolError(f"session: expected 1 to {_MAX_SESSION_CHARS} characters, got {len(request.session)}")
+        except PlrError as error:
+            return encode_reply(Reply(request_id(frames), error=error))
+        if request.op == "goodbye":
+            self.forget(request.session)
+            return None
+        session = self.sessions.setdefault(request.session, Session(peer))
+        session.peer = peer
+        if request.sequence == session.sequence and session.reply is not None:
+            reply = session.reply
+        elif request.sequence < session.sequence:
+            reply = Reply(None, error=ProtocolError(f"seq: expected more than {session.sequence}, got {request.sequence}"))
+        else:
+            reply = self._apply(request)
+            session.sequence = request.sequence
+            session.reply = reply if request.op in self._writes else None
+        return encode_reply(dataclasses.replace(reply, id=request.id, durable=session.sequence))
+
+    def release(self, session: str) -> None:
+        """Takes back the levels that a vanished client's slots play; its pooled steps wait, it may come back."""
+        self.curriculum.release(session)
+
+    def forget(self, session: str) -> None:
+        """Drops a client that said goodbye or will not come back, with all that was kept for it."""
+        self.curriculum.release(session)
+        self.curriculum.forget(session)
+        self.sessions.pop(session, None)
+
+    def _apply(self, request: Request) -> Reply:
+        try:
+            if request.op in self._writes:
+                return self._writes[request.op](request)
+            if request.op in self._reads:
+                return self._reads[request.op]()
+            known = ", ".join(sorted([*self._reads, *self._writes, "goodbye"]))
+            raise UnknownOperation(f"{request.op:.80}", known)
+        except PlrError as error:
+            return Reply(None, error=error)
+        except Exception as exc:
+            logger.exception("failed at %s of session %s", request.op, request.session)
+            return Reply(None, error=ServerError(f"the server failed at {request.op} ({exc!r:.200}); its log says more"))
+
+    def _next(self, request: Request) -> Reply:
+        slots = _fields(request, {"slots"}).get("slots", np.empty(0, dtype=np.int64))
+        assignments = self.curriculum.sample(slots.size, slots=slots, holder=request.session)
+        return Reply(
+            None,
+            arrays={
+                "levels": np.array([assignment.level for assignment in assignments], dtype=np.int64),
+                "is_replay": np.array([assignment.is_replay for assignment in assignments]),
+                "train": np.array([assignment.train for assignment in assignments]),
+            },
+        )
+
+    def _push(self, request: Request) -> Reply:
+        fields = _fields(request, set(_ROLLOUT))
+        return Reply(None, {"scored": self.curriculum.update(**fields, source=request.session)})
+
+    def _push_step(self, request: Request) -> Reply:
+        fields = _fields(request, set(_ROLLOUT))
+        return Reply(None, {"scored": self.curriculum.update_step(**fields, source=request.session)})
+
+    def _push_scores(self, request: Request) -> Reply:
+        fields = {"levels": None, "scores": None} | _fields(request, {"levels", "scores"})
+        return Reply(None, {"scored": self.curriculum.update_scores(**fields)})
+
+    def _hello(self) -> Reply:
+        return Reply(None, {"max_frame_bytes": self._max_frame_bytes})
+
+    def _stats(self) -> Reply:
+        return Reply(None, self.curriculum.stats() | {"sessions": len(self.sessions)})
+
+    def _weights(self) -> Reply:
+        return Reply(None, arrays={"weights": self.curriculum.weights()})
+
+    def _scores(self) -> Reply:
+        return Reply(None, arrays=dict(zip(("ids", "scores", "staleness", "seen"), self.curriculum.scores(), strict=True)))
+
+
+def _fields(request: Request, known: set[str]) -> Mapping[str, Any]:
+    for name in request.arrays:
+        if name not in known:
+            raise InvalidInput(f"{name:.80}", f"a field among {', '.join(sorted(known))}", "an unknown one")
+    return request.arrays

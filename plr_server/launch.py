@@ -1,0 +1,110 @@
+"""launch: a server in a process of its own, from Python, as a context manager.
+
+For users, tests and examples. The process runs the same command as `plr-server serve`; it ends with the context, and by
+itself when the process that launched it is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from plr_client.errors import ServerStartError, from_wire
+from plr_server.config import Config
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+
+
+class Server:
+    """A running server process.
+
+    Attributes:
+        address: where clients connect.
+        process: the process.
+    """
+
+    def __init__(self, address: str, process: subprocess.Popen[bytes]) -> None:
+        self.address = address
+        self.process = process
+
+    def stop(self) -> None:
+        """Has the server finish and end; kills it where it does not within 10 s. May be called twice."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def launch(config: Config, address: str | None = None) -> Iterator[Server]:
+    """Runs a server for as long as the context lasts.
+
+    Args:
+        config: the curriculum's configuration.
+        address: `ipc://PATH` or `tcp://127.0.0.1:PORT` (0 for a free port); by default an ipc path in a new folder that only
+            this user can enter.
+
+    Yields:
+        The server, with its `address`. It ends with the context, and when this process dies, however it dies.
+
+    Raises:
+        ConfigError: the address is not one that may be served.
+        AddressTaken: something already listens there.
+        ServerStartError: the server did not start.
+
+    >>> from plr_client import LevelClient
+    >>> with launch(Config(levels=range(3), strategy="sequential")) as server, LevelClient(server.address) as client:
+    ...     [assignment.level for assignment in client.next(4)]
+    [0, 1, 2, 0]
+    """
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            folder = tempfile.mkdtemp(prefix="plr-")  # 0700
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            address = f"ipc://{folder}/plr.sock"
+        server = _start(config, address)
+        stack.callback(server.stop)
+        yield server
+
+
+def _start(config: Config, address: str) -> Server:
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as ready:
+        try:
+            process = subprocess.Popen(  # noqa: S603  our own command
+                [
+                    *(sys.executable, "-m", "plr_server", "serve", "--config-json", "-", "--bind", address),
+                    *("--parent-pid", str(os.getpid()), "--ready-fd", str(write)),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(write,),
+                start_new_session=True,  # a Ctrl-C in the terminal is for the trainer, which then stops the server
+            )
+        finally:
+            os.close(write)
+        assert process.stdin is not None  # noqa: S101  narrows the type
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(json.dumps(config.to_dict()).encode())
+        readable, _, _ = select.select([ready], [], [], START_TIMEOUT_S)
+        line = ready.readline() if readable else b""
+    if not line:
+        process.kill()
+        raise ServerStartError(f"expected a ready server within {START_TIMEOUT_S:g} s, got exit code {process.wait()}")
+    said = json.loads(line)
+    if "error" in said:
+        process.wait()
+        raise from_wire(**said["error"])
+    return Server(said["address"], process)
+

@@ -1,0 +1,88 @@
+"""Level spaces: which levels there are, and the way between a level's id and its index 0..N-1 in the table.
+
+Used by the curriculum, which works on indices and speaks ids. No state that changes, no IO.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plr_client.errors import LevelOutsideSpace
+
+
+class LevelSpace(Protocol):
+    """N levels: their ids, and the index of each."""
+
+    def __len__(self) -> int: ...
+
+    def id_of(self, index: int) -> int:
+        """Returns the id at one index."""
+
+    def ids(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the ids at the indices, same shape."""
+
+    def indices(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the indices of the ids, same shape.
+
+        Raises:
+            LevelOutsideSpace: one of them is not in the space.
+        """
+
+
+class RangeSpace:
+    """The levels of a Python range, without an object or a byte per level."""
+
+    def __init__(self, levels: range) -> None:
+        self._levels = levels
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def id_of(self, index: int) -> int:
+        return self._levels[index]
+
+    def ids(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._levels.start + self._levels.step * indices
+
+    def indices(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        first, last = sorted((self._levels[0], self._levels[-1]))
+        outside = (ids < first) | (ids > last)
+        indices = (np.where(outside, first, ids) - self._levels.start) // self._levels.step
+        _refuse(ids, outside | (self.ids(indices) != ids), f"one of the {len(self)} levels of {self._levels}")
+        return indices
+
+
+class ListSpace:
+    """The levels of a list of ids; index = position in the list."""
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        self._ids = np.array(levels, dtype=np.int64)
+        self._order = np.argsort(self._ids, kind="stable")
+        self._sorted = self._ids[self._order]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def id_of(self, index: int) -> int:
+        return int(self._ids[index])
+
+    def ids(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._ids[indices]
+
+    def indices(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        position = np.minimum(np.searchsorted(self._sorted, ids), len(self) - 1)
+        _refuse(ids, self._sorted[position] != ids, f"one of the {len(self)} levels of the list")
+        return self._order[position]
+
+
+def level_space(levels: range | tuple[int, ...]) -> LevelSpace:
+    """Returns the space of a configuration's `levels`."""
+    return RangeSpace(levels) if isinstance(levels, range) else ListSpace(levels)
+
+
+def _refuse(ids: NDArray[np.int64], outside: NDArray[np.bool_], expected: str) -> None:
+    if outside.any():
+        raise LevelOutsideSpace("levels", expected, f"level {ids[outside][0]}")

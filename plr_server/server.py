@@ -1,0 +1,182 @@
+"""The ZeroMQ loop around one curriculum: receives, has the dispatcher decide, sends; watches for peers that vanish.
+
+Single-threaded: one request after the other. It owns the socket, the signals and the clock, and none of the mathematics.
+Used by the command line and, through it, by `plr_server.launch`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from plr_client.protocol import MAX_FRAME_BYTES, encode_notice
+from plr_server.curriculum import Curriculum
+from plr_server.dispatch import Dispatcher
+from plr_server.endpoint import listening
+
+logger = logging.getLogger("plr_server")
+
+HEARTBEAT_MS = 5_000  # a peer silent for three heartbeats is gone
+BATCH = 64  # requests between two looks at signals and the clock
+TICK_MS = 500
+SWEEP_AFTER_S = (0.05, 1.0)  # after a disconnect: soon, and once more for what the transport had not noticed yet
+FORGET_EVERY_S = 3_600.0  # how often sessions whose peer has gone are dropped, with what was kept for their return
+CLOSING_LINGER_MS = 500
+
+
+def serve(
+    curriculum: Curriculum,
+    address: str,
+    *,
+    insecure: bool = False,
+    max_frame_bytes: int = MAX_FRAME_BYTES,
+    parent_pid: int | None = None,
+    ready: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serves the curriculum until SIGINT or SIGTERM, then tells the clients and returns. Call it from the main thread.
+
+    Args:
+        curriculum: what to serve.
+        address: `ipc://PATH` or `tcp://HOST:PORT`, port 0 for a free one.
+        insecure: allow a tcp address beyond loopback.
+        max_frame_bytes: the largest frame taken from a client, in bytes; the transport drops who sends more.
+        parent_pid: stop also when this process is no longer the parent.
+        ready: called with the address once clients can connect.
+
+    Raises:
+        ConfigError: the address is not one that may be served.
+        AddressTaken: something already listens there.
+        ServerStartError: the address cannot be bound for another reason.
+    """
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    router.setsockopt(zmq.LINGER, CLOSING_LINGER_MS)
+    router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    router.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
+    router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+    monitor = router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(_close, context, router, monitor)
+        bound = stack.enter_context(listening(router, address, insecure=insecure))
+        stack.callback(_close, context, router, monitor)  # before giving up the address: it unlinks what is there
+        stop = stack.enter_context(_stop_signals())
+        loop = _Loop(Dispatcher(curriculum, max_frame_bytes=max_frame_bytes), router, monitor, stop)
+        ready(bound)
+        loop.run(parent_pid)
+        logger.info("stopping: telling %d sessions", len(loop.dispatcher.sessions))
+        loop.tell_closing()
+
+
+def _close(
+    context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes], monitor: zmq.Socket[bytes]
+) -> None:
+    if not router.closed:
+        router.disable_monitor()
+        monitor.close()
+        router.close()
+    context.term()
+
+
+class _Loop:
+    def __init__(
+        self, dispatcher: Dispatcher, router: zmq.Socket[bytes], monitor: zmq.Socket[bytes], stop: socket.socket
+    ) -> None:
+        self.dispatcher = dispatcher
+        self._router, self._monitor, self._stop = router, monitor, stop
+        self._sweeps_s: list[float] = []  # when to look for sessions whose peer has gone
+        self._forget_s = time.monotonic() + FORGET_EVERY_S
+
+    def run(self, parent_pid: int | None) -> None:
+        poller = zmq.Poller()
+        for source in (self._router, self._monitor, self._stop):
+            poller.register(source, zmq.POLLIN)
+        while True:
+            events = dict(poller.poll(self._patience_ms()))
+            if self._stop.fileno() in events or (parent_pid is not None and os.getppid() != parent_pid):
+                return
+            if self._router in events:
+                self._answer_some()
+            if self._monitor in events:
+                self._note_disconnects()
+            self._look_after_sessions()
+
+    def tell_closing(self) -> None:
+        """Tells every client that the server is stopping."""
+        for session in self.dispatcher.sessions.values():
+            self._send(session.peer, encode_notice("closing"))
+
+    def _patience_ms(self) -> float:
+        if not self._sweeps_s:
+            return TICK_MS
+        return min(TICK_MS, max(0.0, 1000 * (self._sweeps_s[0] - time.monotonic())) + 1)
+
+    def _answer_some(self) -> None:
+        for _ in range(BATCH):
+            try:
+                peer, *frames = self._router.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            reply = self.dispatcher.answer(peer, frames)
+            if reply is not None and not self._send(peer, reply):
+                logger.debug("a peer left before its reply")
+
+    def _send(self, peer: bytes, frames: list[Any]) -> bool:
+        """Sends without waiting; False where the peer is not connected. A peer that does not read its replies gets none."""
+        try:
+            self._router.send_multipart([peer, *frames], zmq.DONTWAIT)
+        except zmq.Again:
+            return True
+        except zmq.ZMQError as exc:
+            if exc.errno == zmq.EHOSTUNREACH:
+                return False
+            raise
+        return True
+
+    def _note_disconnects(self) -> None:
+        with contextlib.suppress(zmq.Again):
+            while True:
+                recv_monitor_message(self._monitor, zmq.DONTWAIT)
+        now_s = time.monotonic()
+        self._sweeps_s = [now_s + after_s for after_s in SWEEP_AFTER_S]
+
+    def _look_after_sessions(self) -> None:
+        now_s = time.monotonic()
+        if self._sweeps_s and self._sweeps_s[0] <= now_s:
+            self._sweeps_s.pop(0)
+            for name, session in self.dispatcher.sessions.items():
+                if self.dispatcher.curriculum.holds(name) and not self._send(session.peer, encode_notice("ping")):
+                    logger.info("session %s is gone: its levels are no longer in flight", name)
+                    self.dispatcher.release(name)
+        if self._forget_s <= now_s:
+            self._forget_s = now_s + FORGET_EVERY_S
+            for name, session in list(self.dispatcher.sessions.items()):
+                if not self._send(session.peer, encode_notice("ping")):
+                    self.dispatcher.forget(name)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[socket.socket]:
+    """Yields a socket that becomes readable when SIGINT or SIGTERM arrives."""
+    read, write = socket.socketpair()
+    write.setblocking(False)
+    wakeup = signal.set_wakeup_fd(write.fileno())
+    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield read
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        read.close()
+        write.close()

@@ -1,0 +1,124 @@
+"""LevelReplay: one Gymnasium env that plays, episode by episode, the levels that the server assigns.
+
+May be imported by users and by the other wrappers. It never scores, pushes or records anything.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import gymnasium as gym
+from gymnasium.utils import RecordConstructorArgs
+
+from plr_client import Assignment, InvalidInput, LevelClient
+
+
+class LevelReplay(gym.Wrapper, RecordConstructorArgs):
+    """Asks the server for a level at every reset, also at those of autoreset, and plays it.
+
+    The level is the seed of the wrapped env's reset, or whatever `set_level` makes of it. `reset(seed=...)` never picks
+    the level: a seed is ignored, or with `set_level` handed on, for what in the env is random beside its level.
+    `reset(options={"level": 7})` plays level 7 for that episode, outside the curriculum: the server is not asked and
+    `scored` is False. The other options reach the env.
+
+    The info of every reset, and of resets only, carries `plr_level` (int), `plr_is_replay`, `plr_train` and
+    `plr_scored` (bools). They are the env's attributes too, of the episode being played:
+
+    Attributes:
+        level: the level's id; None before the first reset.
+        is_replay: True where the level was drawn from the seen ones, False where it is new.
+        train: whether the trainer should learn from this episode; False only under robust PLR for new levels.
+        scored: False where the level was picked through the options.
+        address: where the server listens.
+
+    The connection opens with the first reset, in the process that makes it, so an env may be built in one process and
+    played in another. Put the wrapper inside or outside of others as you like, as long as they hand on `info`.
+
+    Args:
+        env: the env to wrap.
+        address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
+        set_level: for an env whose level is not its reset seed: called as `set_level(env, level)` with the wrapped env
+            and the level's id, or its payload where it has one, before each `env.reset`. It must be picklable
+            where the env is built in another process.
+
+    Raises:
+        InvalidInput: the address is not an ipc or tcp address.
+
+    Example:
+        >>> import gymnasium as gym
+        >>> from plr_server import Config, launch
+        >>> from wrappers import LevelReplay
+        >>> with launch(Config(levels=range(200, 210))) as server:
+        ...     env = LevelReplay(gym.make("CartPole-v1"), server.address)
+        ...     observation, info = env.reset()
+        ...     assert info["plr_level"] == env.level
+        ...     observation, info = env.reset(options={"level": 7})
+        ...     env.close()
+        >>> info
+        {'plr_level': 7, 'plr_is_replay': False, 'plr_train': True, 'plr_scored': False}
+    """
+
+    asks_for_levels: ClassVar[bool] = True  # by this LevelReplayVector knows, across processes too, that it need not
+
+    def __init__(
+        self, env: gym.Env, address: str, *, set_level: Callable[[gym.Env, Any], object] | None = None
+    ) -> None:
+        RecordConstructorArgs.__init__(self, address=address, set_level=set_level)
+        gym.Wrapper.__init__(self, env)
+        self.address = address
+        self.level: int | None = None
+        self.is_replay = False
+        self.train = False
+        self.scored = False
+        self._set_level = set_level
+        self._client = LevelClient(address)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode on the level that the server assigns.
+
+        Args:
+            seed: never picks the level; with `set_level` it is the seed of the wrapped env's reset.
+            options: for the wrapped env, except `"level"`: an int, the level to play outside the curriculum.
+
+        Returns:
+            The wrapped env's observation and info, and in the info the four `plr_` keys.
+
+        Raises:
+            InvalidInput: `options["level"]` is not an int.
+            ServerUnreachable: no reply from the server.
+        """
+        scored = options is None or "level" not in options
+        if options is None or scored:
+            assignment = self._client.next()[0]
+        else:
+            assignment = Assignment(level_id(options["level"]), is_replay=False, train=True)
+            options = {key: value for key, value in options.items() if key != "level"}
+        if self._set_level is None:
+            seed = assignment.level
+        else:
+            self._set_level(self.env, assignment.level if assignment.payload is None else assignment.payload)
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.level, self.is_replay, self.train = assignment.level, assignment.is_replay, assignment.train
+        self.scored = scored
+        return observation, {
+            **info,  # a copy: some envs return the same dict from every step
+            "plr_level": self.level,
+            "plr_is_replay": self.is_replay,
+            "plr_train": self.train,
+            "plr_scored": self.scored,
+        }
+
+    def close(self) -> None:
+        """Gives the level in flight back to the server, closes the connection and the wrapped env."""
+        self._client.close()
+        super().close()
+
+
+def level_id(level: object) -> int:
+    """Returns `options["level"]` as an int, or raises `InvalidInput`."""
+    try:
+        return operator.index(level)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidInput("options['level']", "a level's id, an int", repr(level)) from None
