@@ -1,6 +1,6 @@
-"""What both ends of the curriculum server speak, and the two clients: `LevelClient` for workers, `Trainer` for trainers.
+"""What both ends of the curriculum server speak, and its two clients: `LevelClient` and `Trainer`.
 
-Imports numpy, zmq and msgpack, and nothing else beyond the standard library: a worker that wants a seed pays for no more.
+Imports numpy, zmq and msgpack, and nothing else beyond the standard library: a worker that wants a seed pays no more.
 """
 
 from plr_client.errors import (

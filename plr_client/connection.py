@@ -1,4 +1,4 @@
-"""One client's connection to the server: a lazily opened DEALER socket, one request at a time, sent again until answered.
+"""One client's connection to the server: a lazy DEALER socket, one request at a time, sent again until answered.
 
 Used by plr_client.levels and plr_client.trainer. It knows nothing of levels or scores, never starts a thread and never
 uses a socket in a process that did not open it: after a fork the child opens its own, under a session of its own.
@@ -33,7 +33,8 @@ FIRST_ATTEMPT_S = 2.0  # an unanswered request is sent again after 2 s, 4 s, 8 s
 HEARTBEAT_MS = 5_000  # a peer silent for three heartbeats is taken for gone by the transport
 GOODBYE_LINGER_MS = 200
 
-_inherited: list[Any] = []  # a forked child keeps its parent's sockets alive, untouched, for ever: closing them is the parent's
+# A forked child keeps its parent's sockets alive and untouched for ever: closing them is the parent's business.
+_inherited: list[Any] = []
 
 
 class Connection:
@@ -104,7 +105,7 @@ class Connection:
             return self._exchange(op, args or {}, arrays or {})
 
     def close(self) -> None:
-        """Says goodbye, so that the server takes back the levels in flight, and closes the socket. May be called twice."""
+        """Says goodbye, so that the server takes back the levels in flight, and hangs up; again it does nothing."""
         if self._pid != os.getpid() or self._socket is None:
             return
         with self._lock:

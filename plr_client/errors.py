@@ -128,9 +128,7 @@ class VersionMismatch(ProtocolError):
 
     code = "version_mismatch"
     fields = ("expected", "got")
-    template = (
-        "protocol version: expected {expected} (the server's), got {got}; install the same release of the project at both ends"
-    )
+    template = "protocol version: expected {expected} (the server's), got {got}; install the same release at both ends"
 
     expected: int
     got: int
@@ -152,7 +150,9 @@ class MessageTooLarge(ProtocolError):
 
     code = "message_too_large"
     fields = ("field", "limit", "got")
-    template = "{field}: expected at most {limit}, got {got}; push smaller blocks or raise the server's --max-frame-bytes"
+    template = (
+        "{field}: expected at most {limit}, got {got}; push smaller blocks or raise the server's --max-frame-bytes"
+    )
 
     field: str
     limit: int

@@ -1,6 +1,7 @@
 """LevelClient: asks the server which levels to play next. Used by env workers and wrappers; knows nothing of training.
 
-May be imported by wrappers and users. It imports numpy and the connection, and nothing heavier: a worker pays for no more.
+May be imported by wrappers and users. It imports numpy and the connection, and nothing heavier: a worker pays for no
+more.
 """
 
 from __future__ import annotations
@@ -81,5 +82,7 @@ class LevelClient:
     def __enter__(self) -> LevelClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -3,9 +3,11 @@
 Rules
   * A message is frame 1, a msgpack header, then one raw little-endian C-order frame for each array the header lists.
   * A request's header: `v` protocol version, `id` request id, `session` (the client's uuid, hex), `seq` sequence number
-    within the session (1, 2, ...), `op`, `args` (a map), `arrays` ([name, dtype, shape] each). Unknown keys are ignored.
-  * Every request gets one reply with its `id`: either `result` (a map) and `arrays`, or `error` {code, fields}. `durable`
-    is the highest sequence number of the session that the server will not lose; a client may forget up to there.
+    within the session (1, 2, ...), `op`, `args` (a map), `arrays` ([name, dtype, shape] each). Unknown keys are
+    ignored.
+  * Every request gets one reply with its `id`: either `result` (a map) and `arrays`, or `error` {code, fields}.
+    `durable` is the highest sequence number of the session that the server will not lose; a client may forget up to
+    there.
   * A request that is sent again carries the same `session` and `seq`; the server applies it once and repeats the reply.
   * The server may send a notice at any time: a header with `id` nil and `notice` ("ping": to be ignored, it asks the
     transport whether the peer is there; "closing": the server is stopping).
@@ -138,7 +140,9 @@ def decode_reply(frames: Sequence[Any]) -> Reply | Notice:
     durable = _get(header, "durable", int)
     if "error" in header:
         error = _get(header, "error", dict)
-        return Reply(request_id, durable=durable, error=from_wire(_get(error, "code", str), _get(error, "fields", list)))
+        return Reply(
+            request_id, durable=durable, error=from_wire(_get(error, "code", str), _get(error, "fields", list))
+        )
     return Reply(request_id, _get(header, "result", dict), arrays, durable)
 
 

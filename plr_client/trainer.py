@@ -1,7 +1,7 @@
 """Trainer: pushes what an agent's rollouts were worth, and reads what the curriculum made of it.
 
-May be imported by wrappers and users. It turns arguments into arrays and never judges them: the curriculum does, so that
-every client meets the same checks.
+May be imported by wrappers and users. It turns arguments into arrays and never judges them: the curriculum does, so
+that every client meets the same checks.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from plr_client.errors import InvalidInput, MissingField
 class Trainer:
     """Pushes rollouts and scores to the server. The connection opens with the first request.
 
-    A call returns when the server has applied it; a call that raises has changed nothing, except `ServerUnreachable`, after
-    which the push may have been applied or not.
+    A call returns when the server has applied it; a call that raises has changed nothing, except `ServerUnreachable`,
+    after which the push may have been applied or not.
 
     Args:
         address: where the server listens.
@@ -62,11 +62,11 @@ class Trainer:
             dones: (T, N) bool: the action of step t ended the episode. None when `episode_starts` stands for it.
             levels: (T, N) ints: the level that was active when obs_t was produced.
             next_values: (N,) V(s_T), the bootstrap at the block's end; None where the strategy needs no values.
-            truncated: (T, N) bool, only where done: the episode was cut by a time limit, so its last step bootstraps with
-                `final_values`. Without it, every done counts as a true end.
+            truncated: (T, N) bool, only where done: the episode was cut by a time limit, so its last step bootstraps
+                with `final_values`. Without it, every done counts as a true end.
             final_values: (T, N) V of the terminal observation, read where `truncated`.
-            valid: (T, N) bool: False for a row that is no transition, such as the dummy row of NEXT_STEP autoreset. Such
-                a row is dropped as if it had never been pushed.
+            valid: (T, N) bool: False for a row that is no transition, such as the dummy row of NEXT_STEP autoreset.
+                Such a row is dropped as if it had never been pushed.
             logits: (T, N, A) action logits, for the strategies that read the policy.
             columns: (N,) distinct ints that name the env columns where a session pushes from several sets of envs; by
                 default 0 to N - 1. Episodes are stitched within a column.
@@ -116,8 +116,8 @@ class Trainer:
     ) -> int:
         """Pushes one step of N env columns; the server pools `num_steps` of them into a block and scores that.
 
-        Arguments as in `push`, without the axis T: (N,), logits (N, A). `next_episode_starts` may stand for `dones`. Every
-        step of a session must have the same `columns` and the same optional fields until the block is full.
+        Arguments as in `push`, without the axis T: (N,), logits (N, A). `next_episode_starts` may stand for `dones`.
+        Every step of a session must have the same `columns` and the same optional fields until the block is full.
 
         Returns:
             The number of episodes or parts scored: 0 until the block is full.
@@ -157,7 +157,7 @@ class Trainer:
         return self._push("push_scores", levels=levels, scores=scores)
 
     def stats(self) -> dict[str, Any]:
-        """Returns what the curriculum has done so far; the keys are those of `plr_server.Curriculum.stats`, and `sessions`.
+        """Returns what the curriculum has done so far: the keys of `plr_server.Curriculum.stats`, and `sessions`.
 
         Raises:
             ServerUnreachable: no reply within the timeout.
@@ -173,7 +173,9 @@ class Trainer:
         return self._connection.request("weights").arrays["weights"]
 
     def scores(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Returns ids (N,), scores (N,), staleness (N,) in draws since last drawn, seen (N,), in the level space's order.
+        """Returns ids (N,), scores (N,), staleness (N,) in draws since last drawn, and seen (N,).
+
+        All in the order of the level space.
 
         Raises:
             ServerUnreachable: no reply within the timeout.
@@ -182,13 +184,15 @@ class Trainer:
         return arrays["ids"], arrays["scores"], arrays["staleness"], arrays["seen"]
 
     def close(self) -> None:
-        """Closes the connection; a later request opens it anew. Steps pooled by the server and not yet scored are dropped."""
+        """Closes the connection; a later request opens it anew. Steps the server has pooled and not scored are lost."""
         self._connection.close()
 
     def __enter__(self) -> Trainer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _push(self, op: str, **fields: ArrayLike | None) -> int:
@@ -200,7 +204,9 @@ def _array(name: str, value: ArrayLike) -> NDArray[Any]:
     try:
         array = np.asarray(value)
     except Exception as exc:  # whatever a foreign tensor raises when it cannot become an array
-        raise InvalidInput(name, "something numpy can turn into an array (a tensor: .detach().cpu())", str(exc)) from exc
+        raise InvalidInput(
+            name, "something numpy can turn into an array (a tensor: .detach().cpu())", str(exc)
+        ) from exc
     if array.dtype.kind not in "fiub":
         raise InvalidInput(name, "numbers or bools in a full array", f"dtype {array.dtype}")
     return array

@@ -1,7 +1,7 @@
 """The curriculum server: its configuration, the curriculum itself, and a way to run it from Python.
 
-    with plr_server.launch(plr_server.Config(levels=range(200))) as server:
-        ...  # server.address is what clients and wrappers take
+with plr_server.launch(plr_server.Config(levels=range(200))) as server:
+    ...  # server.address is what clients and wrappers take
 """
 
 from plr_server.config import Config

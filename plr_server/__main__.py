@@ -1,4 +1,4 @@
-"""The command line: `plr-server serve` and `plr-server stats`. Reads arguments, prints, and leaves the work to the rest."""
+"""The command line, `plr-server serve` and `plr-server stats`: reads arguments, prints, leaves the work to the rest."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     serving = commands.add_parser(
         "serve",
         help="serve a curriculum until SIGINT or SIGTERM",
-        description="Serves a curriculum until SIGINT or SIGTERM. Prints 'plr-server ready at ADDRESS' once clients can "
-        "connect. An option on the command line wins over the same field in the TOML file.",
+        description="Serves a curriculum until SIGINT or SIGTERM. Prints 'plr-server ready at ADDRESS' once clients "
+        "can connect. An option on the command line wins over the same field in the TOML file.",
     )
     serving.add_argument(
         "--bind",
@@ -59,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument(
         "--insecure",
         action="store_true",
-        help="allow a tcp address beyond loopback; there is no authentication: whoever reaches it may read and change all",
+        help="allow a tcp address beyond loopback; there is no authentication: whoever reaches it may change "
+        "everything",
     )
     serving.add_argument(
         "--max-frame-bytes",
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BYTES",
         help="the largest array taken from a client (default: %(default)s)",
     )
-    serving.add_argument("--config", metavar="FILE", help="a TOML file of the fields below, such as: levels = \"0:200\"")
+    serving.add_argument("--config", metavar="FILE", help='a TOML file of the fields below, such as: levels = "0:200"')
     serving.add_argument("--config-json", help=argparse.SUPPRESS)  # "-": from standard input; how launch() calls
     serving.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     serving.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
@@ -91,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     stats = commands.add_parser("stats", help="print what a running server has done so far")
     stats.add_argument("address", metavar="ADDRESS", help="where the server listens")
     stats.add_argument("--json", action="store_true", help="print one JSON object")
-    stats.add_argument("--timeout-s", type=float, default=5.0, help="seconds to wait for the server (default: %(default)s)")
+    stats.add_argument(
+        "--timeout-s", type=float, default=5.0, help="seconds to wait for the server (default: %(default)s)"
+    )
     return parser
 
 

@@ -1,7 +1,7 @@
 """Config: everything that decides how a curriculum behaves, validated when it is made.
 
-May be imported by the whole of plr_server. It holds no state, and nothing about addresses, files or processes: those are
-arguments of the server around the curriculum.
+May be imported by the whole of plr_server. It holds no state, and nothing about addresses, files or processes: those
+are arguments of the server around the curriculum.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ else:
 REPLAY_SCHEDULES = ("proportionate", "fixed")
 PARTIALS = ("commit", "stitch")
 MAX_LEVEL = 2**63 - 1
+LEVELS_EXPECTED = "START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one"
 
 
 def _field(default: Any, doc: str) -> Any:
@@ -64,8 +65,8 @@ class Config:
     eps: float = _field(0.05, "share of uniform draws under the transform eps_greedy, 0 to 1")
     replay_schedule: str = _field(
         "proportionate",
-        "replay or new: proportionate (replay with probability min(seen share, replay_prob)) or fixed (with probability "
-        "replay_prob once the seen share is min_fill_ratio)",
+        "replay or new: proportionate (replay with probability min(seen share, replay_prob)) or fixed (with "
+        "probability replay_prob once the seen share is min_fill_ratio)",
     )
     replay_prob: float = _field(1.0, "probability of a replay, 0 to 1, as replay_schedule reads it")
     min_fill_ratio: float = _field(0.0, "share of levels seen before replay starts under the schedule fixed, 0 to 1")
@@ -76,10 +77,12 @@ class Config:
     num_steps: int = _field(256, "steps per env column that push_step pools into one block, 1 or more")
     partial: str = _field(
         "commit",
-        "an episode longer than a block: commit (the part in hand is scored at the block's end) or stitch (its steps are "
-        "pooled until it ends)",
+        "an episode longer than a block: commit (the part in hand is scored at the block's end) or stitch (its "
+        "steps are pooled until it ends)",
     )
-    robust: bool = _field(False, "robust PLR: new levels carry train = False, so that only replayed ones are learnt from")
+    robust: bool = _field(
+        False, "robust PLR: new levels carry train = False, so that only replayed ones are learnt from"
+    )
     seed: int = _field(0, "seed of the curriculum's random generator, 0 or more")
 
     def __post_init__(self) -> None:
@@ -109,9 +112,10 @@ class Config:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
             raise ConfigError(name, expected, repr(value))
-        if not (math.isfinite(value) and holds(value)):
+        number = float(value)
+        if not (math.isfinite(number) and holds(number)):
             raise ConfigError(name, expected, str(value))
-        object.__setattr__(self, name, float(value))
+        object.__setattr__(self, name, number)
 
     @staticmethod
     def docs() -> dict[str, str]:
@@ -152,37 +156,32 @@ class Config:
         """
         try:
             with Path(path).open("rb") as file:
-                return tomllib.load(file)
+                fields: dict[str, Any] = tomllib.load(file)
         except (OSError, tomllib.TOMLDecodeError) as exc:
             raise ConfigError("config", f"a TOML file at {path}", str(exc)) from exc
+        return fields
 
 
 def _levels(given: Any) -> range | tuple[int, ...]:
-    expected = "START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one"
-    levels: range | tuple[int, ...]
-    if isinstance(given, str):
-        if re.fullmatch(r"-?\d+:-?\d+(:-?\d+)?", given):
-            bounds = [int(part) for part in given.split(":")]
-            if bounds[2:] == [0]:
-                raise ConfigError("levels", expected, repr(given))
-            levels = range(*bounds)
-        elif re.fullmatch(r"-?\d+(,-?\d+)*", given):
-            levels = tuple(int(part) for part in given.split(","))
-        else:
-            raise ConfigError("levels", expected, repr(given))
-    elif isinstance(given, range):
-        levels = given
-    elif isinstance(given, Sequence | np.ndarray):
-        ids = np.asarray(given)
+    levels = _parse_levels(given) if isinstance(given, str) else given
+    if not isinstance(levels, range):
+        ids = np.asarray(levels) if isinstance(levels, Sequence | np.ndarray) else np.empty((0, 0))
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise ConfigError("levels", expected, f"{given!r:.80}")
+            raise ConfigError("levels", LEVELS_EXPECTED, f"{given!r:.80}")
         levels = tuple(ids.tolist())
-    else:
-        raise ConfigError("levels", expected, f"{given!r:.80}")
+        if len(set(levels)) != len(levels):
+            raise ConfigError("levels", LEVELS_EXPECTED, "an id twice")
     if len(levels) == 0:
-        raise ConfigError("levels", expected, "none")
-    if isinstance(levels, tuple) and len(set(levels)) != len(levels):
-        raise ConfigError("levels", expected, "an id twice")
-    if max(abs(levels[0]), abs(levels[-1])) > MAX_LEVEL or (isinstance(levels, tuple) and max(map(abs, levels)) > MAX_LEVEL):
-        raise ConfigError("levels", expected, "an id beyond int64")
+        raise ConfigError("levels", LEVELS_EXPECTED, "none")
+    ends = (levels[0], levels[-1]) if isinstance(levels, range) else levels
+    if max(map(abs, ends)) > MAX_LEVEL:
+        raise ConfigError("levels", LEVELS_EXPECTED, "an id beyond int64")
     return levels
+
+
+def _parse_levels(text: str) -> range | list[int]:
+    if re.fullmatch(r"-?\d+:-?\d+(:-?0*[1-9]\d*)?", text):
+        return range(*map(int, text.split(":")))
+    if re.fullmatch(r"-?\d+(,-?\d+)*", text):
+        return [int(part) for part in text.split(",")]
+    raise ConfigError("levels", LEVELS_EXPECTED, repr(text))

@@ -1,8 +1,8 @@
 """The curriculum: a deterministic state machine that owns the level table and decides what is played next.
 
 Commands in, results out; the same commands give the same state, bit for bit. It reads no clock, opens no file or socket
-and draws only from the generator in its state. Every command checks all of its input before it changes anything: one that
-raises has changed nothing. May be imported by the server around it, and by users who want it in their own process.
+and draws only from the generator in its state. Every command checks all of its input before it changes anything: one
+that raises has changed nothing. May be imported by the server around it, and by users who want it in their own process.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Curriculum:
         self._space = level_space(config.levels)
         self._sampler = Sampler(len(self._space), **_sampling(config))
         self._rng = np.random.Generator(np.random.PCG64(config.seed))
-        self._available = AvailableLevels(len(self._space))  # unseen and not in flight
+        self._available = AvailableLevels(np.ones(len(self._space), dtype=bool))  # unseen and not in flight
         self._held: dict[str, dict[int, int]] = {}  # holder -> slot -> index
         self._in_flight: Counter[int] = Counter()  # index -> how many slots play it
         self._open: dict[str, dict[int, OpenEpisode]] = {}  # source -> column -> steps in hand, under "stitch"
@@ -92,8 +92,8 @@ class Curriculum:
             holder: who asks; slots are counted for each holder apart.
 
         Returns:
-            k assignments in the order of `slots`. Draws happen in that order, so the staleness each draw sees counts the
-            draws before it.
+            k assignments in the order of `slots`. Draws happen in that order, so the staleness each draw sees counts
+            the draws before it.
 
         Raises:
             InvalidInput: k or slots are not what they must be.
@@ -136,8 +136,8 @@ class Curriculum:
     def _replay_prob(self) -> float:
         """Probability that the next level is a seen one; the baselines `random` and `sequential` never ask."""
         seen, total = self._sampler.num_seen, len(self._space)
-        if seen == 0 or seen == total:
-            return float(seen == total)
+        if seen in {0, total}:
+            return float(seen > 0)
         if self.config.replay_schedule == "proportionate":
             return min(seen / total, self.config.replay_prob)
         return self.config.replay_prob if seen / total >= self.config.min_fill_ratio else 0.0
@@ -187,8 +187,8 @@ class Curriculum:
     ) -> int:
         """Scores the episodes of one rollout block, (T, N) step-major, and updates the table.
 
-        The fields are those of `plr_client.Trainer.push`. Several episodes of one level in a block are applied one after
-        the other, in the order in which they ended (by column where that is the same step).
+        The fields are those of `plr_client.Trainer.push`. Several episodes of one level in a block are applied one
+        after the other, in the order in which they ended (by column where that is the same step).
 
         Args:
             values: (T, N) V(s_t).
@@ -211,8 +211,8 @@ class Curriculum:
             MissingField: the strategy needs a field that is not there.
             LevelOutsideSpace: a level is not in the level space.
 
-        Source: arXiv 2010.03934, section 3.1; the mean over the steps, as table 1. Parts cut by the block's end are scored
-        as they are (`partial="commit"`), or kept until the episode ends (`"stitch"`, appendix C).
+        Source: arXiv 2010.03934, section 3.1; the mean over the steps, as table 1. Parts cut by the block's end are
+        scored as they are (`partial="commit"`), or kept until the episode ends (`"stitch"`, appendix C).
         """
         fields = {
             "values": values,
@@ -318,7 +318,7 @@ class Curriculum:
         return len(in_order)
 
     def _apply(self, indices: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
-        """score <- (1 - alpha) old + alpha new for each in order; a level's first score is taken as it is."""
+        """Sets score <- (1 - alpha) old + alpha new for each in order; a level's first score is taken as it is."""
         if not len(indices):
             return
         order = np.argsort(indices, kind="stable")  # groups a level's scores, in order
@@ -328,7 +328,9 @@ class Curriculum:
         left = np.repeat(count, count) - 1 - place  # how many come after it
         keep = 1.0 - self.config.alpha
         weight = keep**left * np.where((place == 0) & ~np.repeat(seen, count), 1.0, self.config.alpha)
-        new = np.add.reduceat(weight * scores[order], begin) + np.where(seen, keep**count * self._sampler.scores[unique], 0.0)
+        new = np.add.reduceat(weight * scores[order], begin) + np.where(
+            seen, keep**count * self._sampler.scores[unique], 0.0
+        )
         for index in unique[~seen].tolist():
             self._available.discard(index)
         self._sampler.set_scores(unique, new)
@@ -339,8 +341,8 @@ class Curriculum:
     def weights(self) -> NDArray[np.float64]:
         """Returns (N,) the probability of each level to be drawn by the next replay: P_replay, zero where unseen.
 
-        Under the baselines that replay nothing it is the probability of the next draw: `random` 1/N each, `sequential` 1
-        for the level that comes next.
+        Under the baselines that replay nothing it is the probability of the next draw: `random` 1/N each, `sequential`
+        1 for the level that comes next.
         """
         if self.config.strategy == "random":
             return np.full(len(self._space), 1.0 / len(self._space))
@@ -360,8 +362,8 @@ class Curriculum:
         Returns:
             strategy; levels, levels_seen, seen_share; draws, replays, replay_share (0 before the first draw); in_flight
             (env slots that play a level now); pushes, steps (valid rows), episodes (finished), scores (applied);
-            mean_score, max_score over seen levels (0 without any); effective_levels: exp of the entropy of `weights()`, the
-            number of equally likely levels that would be as spread out (0 while nothing is seen).
+            mean_score, max_score over seen levels (0 without any); effective_levels: exp of the entropy of
+            `weights()`, the number of equally likely levels that would be as spread out (0 while nothing is seen).
         """
         sampler, total = self._sampler, len(self._space)
         weights = self.weights()
@@ -386,8 +388,8 @@ class Curriculum:
     def state(self) -> dict[str, Any]:
         """Returns a copy of the whole state: plain values, numpy arrays and dataclasses of them.
 
-        `Curriculum.from_state` gives a curriculum that goes on bit for bit as this one. Keys: config, sampler (scores, seen,
-        last_drawn (N,) and draws), generator, held (holder -> slot -> index), open, pools, counts.
+        `Curriculum.from_state` gives a curriculum that goes on bit for bit as this one. Keys: config, sampler (scores,
+        seen, last_drawn (N,) and draws), generator, held (holder -> slot -> index), open, pools, counts.
         """
         return copy.deepcopy(
             {
@@ -412,7 +414,7 @@ class Curriculum:
         curriculum = cls(Config.from_dict(state["config"]))
         curriculum._sampler = Sampler.from_state(state["sampler"], **_sampling(curriculum.config))
         curriculum._rng.bit_generator.state = state["generator"]
-        curriculum._available = AvailableLevels.where(~curriculum._sampler.seen)
+        curriculum._available = AvailableLevels(~curriculum._sampler.seen)
         for holder, slots in state["held"].items():
             curriculum._held[holder] = {}
             for slot, index in slots.items():
@@ -440,4 +442,4 @@ def _slots(k: int, slots: ArrayLike | None) -> Sequence[int]:
     chosen = as_array("slots", slots)
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or len(chosen) != k or len(np.unique(chosen)) != k:
         raise InvalidInput("slots", f"{k} distinct ints", f"{slots!s:.80}")
-    return chosen.tolist()
+    return [int(slot) for slot in chosen]

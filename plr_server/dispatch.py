@@ -1,7 +1,7 @@
 """From the frames of a request to the frames of its reply: sessions, each request applied once, errors as replies.
 
-The layer between the ZeroMQ loop and the curriculum, without IO and without a clock: the loop tells it which peer spoke and
-who is gone. Nothing a client sends can raise out of `answer`.
+The layer between the ZeroMQ loop and the curriculum, without IO and without a clock: the loop tells it which peer
+spoke and who is gone. Nothing a client sends can raise out of `answer`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class Dispatcher:
         try:
             request = decode_request(frames)
             if not 0 < len(request.session) <= _MAX_SESSION_CHARS:
-                raise ProtocolError(f"session: expected 1 to {_MAX_SESSION_CHARS} characters, got {len(request.session)}")
+                raise ProtocolError(
+                    f"session: expected 1 to {_MAX_SESSION_CHARS} characters, got {len(request.session)}"
+                )
         except PlrError as error:
             return encode_reply(Reply(request_id(frames), error=error))
         if request.op == "goodbye":
@@ -98,7 +100,9 @@ class Dispatcher:
         if request.sequence == session.sequence and session.reply is not None:
             reply = session.reply
         elif request.sequence < session.sequence:
-            reply = Reply(None, error=ProtocolError(f"seq: expected more than {session.sequence}, got {request.sequence}"))
+            reply = Reply(
+                None, error=ProtocolError(f"seq: expected more than {session.sequence}, got {request.sequence}")
+            )
         else:
             reply = self._apply(request)
             session.sequence = request.sequence
@@ -121,13 +125,15 @@ class Dispatcher:
                 return self._writes[request.op](request)
             if request.op in self._reads:
                 return self._reads[request.op]()
-            known = ", ".join(sorted([*self._reads, *self._writes, "goodbye"]))
-            raise UnknownOperation(f"{request.op:.80}", known)
         except PlrError as error:
             return Reply(None, error=error)
         except Exception as exc:
             logger.exception("failed at %s of session %s", request.op, request.session)
-            return Reply(None, error=ServerError(f"the server failed at {request.op} ({exc!r:.200}); its log says more"))
+            return Reply(
+                None, error=ServerError(f"the server failed at {request.op} ({exc!r:.200}); its log says more")
+            )
+        known = ", ".join(sorted([*self._reads, *self._writes, "goodbye"]))
+        return Reply(None, error=UnknownOperation(f"{request.op:.80}", known))
 
     def _next(self, request: Request) -> Reply:
         slots = _fields(request, {"slots"}).get("slots", np.empty(0, dtype=np.int64))
@@ -150,7 +156,7 @@ class Dispatcher:
         return Reply(None, {"scored": self.curriculum.update_step(**fields, source=request.session)})
 
     def _push_scores(self, request: Request) -> Reply:
-        fields = {"levels": None, "scores": None} | _fields(request, {"levels", "scores"})
+        fields = {"levels": None, "scores": None, **_fields(request, {"levels", "scores"})}
         return Reply(None, {"scored": self.curriculum.update_scores(**fields)})
 
     def _hello(self) -> Reply:
@@ -163,7 +169,9 @@ class Dispatcher:
         return Reply(None, arrays={"weights": self.curriculum.weights()})
 
     def _scores(self) -> Reply:
-        return Reply(None, arrays=dict(zip(("ids", "scores", "staleness", "seen"), self.curriculum.scores(), strict=True)))
+        return Reply(
+            None, arrays=dict(zip(("ids", "scores", "staleness", "seen"), self.curriculum.scores(), strict=True))
+        )
 
 
 def _fields(request: Request, known: set[str]) -> Mapping[str, Any]:

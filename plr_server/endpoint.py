@@ -1,7 +1,7 @@
 """Where the server listens: checks an address, claims it, binds the socket, and leaves nothing behind.
 
-Used by the server loop only. ZeroMQ would take over an ipc path that another server listens on, without a word: a lock file
-beside the socket and a connection attempt stand before that.
+Used by the server loop only. ZeroMQ would take over an ipc path that another server listens on, without a word: a lock
+file beside the socket and a connection attempt stand before that.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def listening(router: zmq.Socket[Any], address: str, *, insecure: bool = False) 
         if not (insecure or _is_loopback(host)):
             raise ConfigError(
                 "bind",
-                "a loopback address such as tcp://127.0.0.1:5555, or --insecure said aloud: without it nobody beyond this "
-                "machine may read or change the curriculum",
+                "a loopback address such as tcp://127.0.0.1:5555, or --insecure said aloud: without it nobody beyond "
+                "this machine may read or change the curriculum",
                 address,
             )
         yield _bind(router, address)
@@ -66,7 +66,7 @@ def _bind(router: zmq.Socket[Any], address: str) -> str:
         raise ServerStartError(f"bind: expected an address that can be bound, got {address} ({exc})") from exc
     finally:
         os.umask(mask)
-    return router.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+    return router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
 
 def _is_loopback(host: str) -> bool:
@@ -88,7 +88,9 @@ def _ipc(path: Path) -> Iterator[None]:
     try:
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
-        raise ServerStartError(f"bind: expected a folder that can be written, got {path.parent} ({exc.strerror})") from exc
+        raise ServerStartError(
+            f"bind: expected a folder that can be written, got {path.parent} ({exc.strerror})"
+        ) from exc
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

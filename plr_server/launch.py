@@ -52,8 +52,8 @@ def launch(config: Config, address: str | None = None) -> Iterator[Server]:
 
     Args:
         config: the curriculum's configuration.
-        address: `ipc://PATH` or `tcp://127.0.0.1:PORT` (0 for a free port); by default an ipc path in a new folder that only
-            this user can enter.
+        address: `ipc://PATH` or `tcp://127.0.0.1:PORT` (0 for a free port); by default an ipc path in a new folder
+            that only this user can enter.
 
     Yields:
         The server, with its `address`. It ends with the context, and when this process dies, however it dies.
@@ -107,4 +107,3 @@ def _start(config: Config, address: str) -> Server:
         process.wait()
         raise from_wire(**said["error"])
     return Server(said["address"], process)
-

@@ -32,7 +32,7 @@ class LevelSpace(Protocol):
         """
 
 
-class RangeSpace:
+class RangeSpace(LevelSpace):
     """The levels of a Python range, without an object or a byte per level."""
 
     def __init__(self, levels: range) -> None:
@@ -55,7 +55,7 @@ class RangeSpace:
         return indices
 
 
-class ListSpace:
+class ListSpace(LevelSpace):
     """The levels of a list of ids; index = position in the list."""
 
     def __init__(self, levels: tuple[int, ...]) -> None:

@@ -1,7 +1,7 @@
 """Rollouts: what a trainer pushed, checked, and how steps and parts of episodes are pooled until they can be scored.
 
-Used by the curriculum. `check` is the only door for rollout data: behind it every array has the promised shape, dtype and
-values. Pooling is pure: it gives a longer rollout and the new pool, and leaves what it was given as it was.
+Used by the curriculum. `check` is the only door for rollout data: behind it every array has the promised shape, dtype
+and values. Pooling is pure: it gives a longer rollout and the new pool, and leaves what it was given as it was.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ MAX_MAGNITUDE = 1e30  # beyond it sums of products overflow
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rollout:
-    """One checked rollout block: T steps, step-major, of N env columns. Fields that the strategy does not read are None.
+    """One checked rollout block: T steps, step-major, of N env columns.
+
+    Fields that the strategy does not read are None.
 
     Attributes:
         dones: (T, N) the action of step t ended the episode.
@@ -73,7 +75,9 @@ def check(strategy: str, fields: Mapping[str, ArrayLike | None]) -> tuple[Rollou
     if valid is not None and valid.all():
         valid = None
     floats = {
-        name: _floats(name, fields[name], shape, valid) for name in ("values", "rewards") if fields.get(name) is not None
+        name: _floats(name, fields[name], shape, valid)
+        for name in ("values", "rewards")
+        if fields.get(name) is not None
     }
     if fields.get("next_values") is not None:
         floats["next_values"] = _floats("next_values", fields["next_values"], shape[1:], None)
@@ -109,7 +113,9 @@ def _truncation(
         truncated &= valid
     if (truncated & ~dones).any():
         t, n = np.argwhere(truncated & ~dones)[0]
-        raise InvalidInput("truncated", "True only where dones is", f"True at step {t} of column {n}, which is not done")
+        raise InvalidInput(
+            "truncated", "True only where dones is", f"True at step {t} of column {n}, which is not done"
+        )
     if not (needed and truncated.any()):
         return None, None
     if final_values is None:
@@ -184,7 +190,10 @@ def _columns(given: ArrayLike | None, num_columns: int) -> Ints:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OpenEpisode:
-    """The steps in hand of an episode that has not ended: values, rewards (L,) and logits (L, A), None where not read."""
+    """The L steps in hand of an episode that has not ended: values (L,), rewards (L,), logits (L, A).
+
+    Fields that the strategy does not read are None.
+    """
 
     level: int
     steps: int
@@ -333,5 +342,7 @@ def join_steps(steps: Sequence[Rollout]) -> Rollout:
         if like is None or field.name in joined:
             continue
         absent = np.ones if field.name == "valid" else np.zeros
-        joined[field.name] = np.concatenate([absent(like.shape, like.dtype) if part is None else part for part in parts])
+        joined[field.name] = np.concatenate(
+            [absent(like.shape, like.dtype) if part is None else part for part in parts]
+        )
     return Rollout(**joined)

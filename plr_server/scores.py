@@ -64,15 +64,16 @@ class Episodes:
 def advantages(rollout: Rollout, gamma: float, gae_lambda: float) -> tuple[Floats, Floats]:
     """Generalised advantage estimates and one-step errors of a block.
 
-    delta_t = r_t + gamma V(s_{t+1}) (1 - d_t) - V(s_t);  A_t = delta_t + gamma lambda (1 - d_t) A_{t+1}. Where truncated,
-    delta_t bootstraps with `final_values`; nothing propagates back over a done. Rows that are not valid are as if absent:
-    the row before one looks at the next valid row of its column.
+    delta_t = r_t + gamma V(s_{t+1}) (1 - d_t) - V(s_t);  A_t = delta_t + gamma lambda (1 - d_t) A_{t+1}. Where
+    truncated, delta_t bootstraps with `final_values`; nothing propagates back over a done. Rows that are not valid are
+    as if
+    absent: the row before one looks at the next valid row of its column.
 
     Returns:
         A (T, N) and delta (T, N); meaningless in rows that are not valid.
 
-    Source: arXiv 2010.03934, section 3.1; arXiv 1506.02438, equations 11 and 16. Unlike level-replay and DI-engine, delta
-    discounts and the last step of an episode counts.
+    Source: arXiv 2010.03934, section 3.1; arXiv 1506.02438, equations 11 and 16. Unlike level-replay and DI-engine,
+    delta discounts and the last step of an episode counts.
     """
     values = _given(rollout.values)
     following = np.concatenate([values[1:], _given(rollout.next_values)[np.newaxis]])
@@ -110,10 +111,7 @@ def find_episodes(rollout: Rollout) -> tuple[Ints, Episodes]:
         InvalidInput: the level changes inside an episode.
     """
     num_steps, num_columns = rollout.dones.shape
-    if rollout.valid is None:
-        rows = np.arange(num_steps * num_columns)
-    else:
-        rows = np.flatnonzero(rollout.valid.T)
+    rows = np.arange(num_steps * num_columns) if rollout.valid is None else np.flatnonzero(rollout.valid.T)
     done, level = rollout.dones.T.ravel()[rows], rollout.levels.T.ravel()[rows]
     column, step = np.divmod(rows, num_steps)
     first = np.ones(len(rows), dtype=bool)
@@ -124,7 +122,8 @@ def find_episodes(rollout: Rollout) -> tuple[Ints, Episodes]:
         raise InvalidInput(
             "levels",
             "one level from an episode's first step to its last (the level active when obs_t was produced)",
-            f"level {level[i + 1]} after {level[i]} in column {column[i + 1]} at step {step[i + 1]}, without a done between",
+            f"level {level[i + 1]} after {level[i]} in column {column[i + 1]} at step {step[i + 1]} "
+            "without a done between",
         )
     start = np.flatnonzero(first)
     last = np.append(start[1:], len(rows))[: len(start)] - 1
@@ -155,8 +154,8 @@ def score_episodes(rollout: Rollout, strategy: str, gamma: float, gae_lambda: fl
     Raises:
         InvalidInput: the level changes inside an episode.
 
-    Source: arXiv 2010.03934, section 3.1 and table 1. Unlike the peers, parts cut by the block's end average over exactly
-    their own rows, and an episode of one step has a score.
+    Source: arXiv 2010.03934, section 3.1 and table 1. Unlike the peers, parts cut by the block's end average over
+    exactly their own rows, and an episode of one step has a score.
     """
     rows, episodes = find_episodes(rollout)
     per_step = STRATEGIES[strategy].per_step
@@ -181,8 +180,9 @@ def _given(array: Floats | None) -> Floats:
 
 def _probabilities(rollout: Rollout) -> Floats:
     logits = _given(rollout.logits)
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    powers: Floats = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    powers /= powers.sum(axis=-1, keepdims=True)
+    return powers
 
 
 def _value_l1(rollout: Rollout, gamma: float, gae_lambda: float) -> Floats:
@@ -204,11 +204,14 @@ def _one_step_td_error(rollout: Rollout, gamma: float, gae_lambda: float) -> Flo
 def _policy_entropy(rollout: Rollout, _gamma: float, _gae_lambda: float) -> Floats:
     p = _probabilities(rollout)
     log_p = np.log(p, out=np.zeros_like(p), where=p > 0)
-    return -(p * log_p).sum(axis=-1) / np.log(p.shape[-1])
+    entropy: Floats = -(p * log_p).sum(axis=-1)
+    entropy /= np.log(p.shape[-1])
+    return entropy
 
 
 def _least_confidence(rollout: Rollout, _gamma: float, _gae_lambda: float) -> Floats:
-    return 1.0 - _probabilities(rollout).max(axis=-1)
+    best: Floats = _probabilities(rollout).max(axis=-1)
+    return 1.0 - best
 
 
 def _min_margin(rollout: Rollout, _gamma: float, _gae_lambda: float) -> Floats:

@@ -1,7 +1,7 @@
 """The ZeroMQ loop around one curriculum: receives, has the dispatcher decide, sends; watches for peers that vanish.
 
-Single-threaded: one request after the other. It owns the socket, the signals and the clock, and none of the mathematics.
-Used by the command line and, through it, by `plr_server.launch`.
+Single-threaded: one request after the other. It owns the socket, the signals and the clock, and none of the
+mathematics. Used by the command line and, through it, by `plr_server.launch`.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ def serve(
     curriculum: Curriculum,
     address: str,
     *,
+    ready: Callable[[str], None],
     insecure: bool = False,
     max_frame_bytes: int = MAX_FRAME_BYTES,
     parent_pid: int | None = None,
-    ready: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Serves the curriculum until SIGINT or SIGTERM, then tells the clients and returns. Call it from the main thread.
 
     Args:
         curriculum: what to serve.
         address: `ipc://PATH` or `tcp://HOST:PORT`, port 0 for a free one.
+        ready: called with the address once clients can connect.
         insecure: allow a tcp address beyond loopback.
         max_frame_bytes: the largest frame taken from a client, in bytes; the transport drops who sends more.
         parent_pid: stop also when this process is no longer the parent.
-        ready: called with the address once clients can connect.
 
     Raises:
         ConfigError: the address is not one that may be served.
@@ -78,9 +78,7 @@ def serve(
         loop.tell_closing()
 
 
-def _close(
-    context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes], monitor: zmq.Socket[bytes]
-) -> None:
+def _close(context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:
     if not router.closed:
         router.disable_monitor()
         monitor.close()
@@ -116,10 +114,10 @@ class _Loop:
         for session in self.dispatcher.sessions.values():
             self._send(session.peer, encode_notice("closing"))
 
-    def _patience_ms(self) -> float:
+    def _patience_ms(self) -> int:
         if not self._sweeps_s:
             return TICK_MS
-        return min(TICK_MS, max(0.0, 1000 * (self._sweeps_s[0] - time.monotonic())) + 1)
+        return min(TICK_MS, max(0, int(1000 * (self._sweeps_s[0] - time.monotonic()))) + 1)
 
     def _answer_some(self) -> None:
         for _ in range(BATCH):
@@ -132,7 +130,7 @@ class _Loop:
                 logger.debug("a peer left before its reply")
 
     def _send(self, peer: bytes, frames: list[Any]) -> bool:
-        """Sends without waiting; False where the peer is not connected. A peer that does not read its replies gets none."""
+        """Sends without waiting; False where the peer is not connected. Who does not read its replies gets none."""
         try:
             self._router.send_multipart([peer, *frames], zmq.DONTWAIT)
         except zmq.Again:

@@ -1,7 +1,7 @@
 """Which levels may be handed out as new ones, and a uniform draw among them in O(log N).
 
-Used by the curriculum. A Fenwick tree of counts: 4 bytes a level, exact, and a function of the set alone, so that a restored
-curriculum draws what the original would have drawn.
+Used by the curriculum. A Fenwick tree of counts: 4 bytes a level, exact, and a function of the set alone, so that a
+restored curriculum draws what the original would have drawn.
 """
 
 from __future__ import annotations
@@ -11,25 +11,20 @@ from numpy.typing import NDArray
 
 
 class AvailableLevels:
-    """A set of indices out of 0..N-1, all of them at first, with selection by order."""
+    """A set of indices out of 0..N-1, with selection by order.
 
-    def __init__(self, num_levels: int) -> None:
-        positions = np.arange(num_levels + 1, dtype=np.int32)
-        self._start(positions & -positions, np.ones(num_levels, dtype=np.uint8))  # node i counts its lowest set bit's worth
+    Args:
+        available: (N,) bool, which indices are in it at first.
+    """
 
-    @classmethod
-    def where(cls, available: NDArray[np.bool_]) -> AvailableLevels:
-        """Returns the set of the indices that are True in `available` (N,)."""
-        before = np.concatenate([[0], np.cumsum(available)])
-        positions = np.arange(len(before))
-        found = cls.__new__(cls)
-        found._start((before - before[positions & (positions - 1)]).astype(np.int32), available.astype(np.uint8))
-        return found
-
-    def _start(self, tree: NDArray[np.int32], inside: NDArray[np.uint8]) -> None:
-        self._tree, self._inside = memoryview(tree), memoryview(inside)  # faster to index one by one than arrays
-        self._size = int(inside.sum())
-        self._top = 1 << (len(inside).bit_length() - 1)
+    def __init__(self, available: NDArray[np.bool_]) -> None:
+        before = np.zeros(len(available) + 1, dtype=np.int32)
+        np.cumsum(available, out=before[1:])
+        positions = np.arange(len(before), dtype=np.int32)
+        tree = before - before[positions & (positions - 1)]  # node i counts as many as its lowest set bit says
+        self._tree, self._inside = tree.data, available.astype(np.uint8).data  # faster than arrays, one by one
+        self._size = int(before[-1])
+        self._top = 1 << (len(available).bit_length() - 1)
 
     def __len__(self) -> int:
         return self._size

@@ -101,7 +101,7 @@ class LevelEnv(gym.Env):
         reward = reward_of(self.level, self.step_index)
         self.step_index += 1
         self.steps_taken += 1
-        ended = self.step_index >= length
+        ended = self.step_index == length
         info = self._info if self._info is not None else {"level": self.level, "step": self.step_index}
         return self._observe(), reward, ended and not truncated, ended and truncated, info
 

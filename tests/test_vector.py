@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -23,7 +24,7 @@ from level_env import (
 )
 from numpy.typing import NDArray
 
-from plr_client import InvalidInput, LevelOutsideSpace, MissingField, Trainer
+from plr_client import InvalidInput, LevelClient, LevelOutsideSpace, MissingField, ServerUnreachable, Trainer
 from plr_server import Config, launch
 from wrappers import LevelReplay, LevelReplayVector
 from wrappers.vector import RECORDED_STEPS_MAX
@@ -464,6 +465,31 @@ def test_recording_ends_when_nobody_pushes(address: str) -> None:
     envs.step(action)
     envs.push(np.zeros((1, 1)), np.zeros(1))
     envs.close()
+
+
+@pytest.mark.parametrize("mode", [NEXT_STEP, SAME_STEP])
+def test_without_a_server_bare_envs_play_on_unscored(tmp_path: Path, mode: AutoresetMode) -> None:
+    address = f"ipc://{tmp_path}/plr.sock"
+    with launch(CONFIG, address):
+        envs = build(address, sync_envs, mode, "bare")
+        drive = Drive(envs)
+        envs._client.close()
+        envs._client = LevelClient(address, timeout_s=0.2)
+    with pytest.raises(ServerUnreachable):  # noqa: PT012
+        for _ in range(20):  # every episode is over after 9
+            drive.step()
+    begun = envs.env.call("get_wrapper_attr", "level") != envs.levels
+    assert begun.any()
+    assert not envs.scored[begun].any()
+    assert envs.scored[~begun].all()
+    with launch(CONFIG, address):  # it is back
+        envs._client = LevelClient(address)
+        for _ in range(12):
+            levels, told_levels = envs.levels, np.array(envs.env.call("get_wrapper_attr", "level"))
+            assert (levels == told_levels)[envs.scored].all()
+            envs.step(np.zeros(N, np.int64))
+        assert envs.scored.all()
+        envs.close()
 
 
 def test_level_replay_must_be_everywhere_or_nowhere(address: str) -> None:

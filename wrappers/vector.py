@@ -154,7 +154,8 @@ class LevelReplayVector(VectorWrapper):
             Observations, rewards, terminations, truncations and infos, as the vector env's autoreset mode has them.
 
         Raises:
-            ServerUnreachable: no reply from the server.
+            ServerUnreachable: no reply from the server. Bare envs that have just begun an episode then play it out on a
+                level of their own, unscored.
         """
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
         dones = terminations | truncations
@@ -181,6 +182,8 @@ class LevelReplayVector(VectorWrapper):
             else:
                 if "final_obs" in infos:  # an env may reuse the array in its next reset
                     infos["final_obs"] = deepcopy(infos["final_obs"])
+                # Until the server has answered, these envs play levels nobody assigned.
+                self.scored = _replaced(self.scored, begun, by=False)
                 observations, begun_infos = self._assign(begun, {"reset_mask": begun})
                 _replace_rows(infos, begun_infos, begun)
         return observations, rewards, terminations, truncations, infos
