@@ -106,9 +106,11 @@ class Connection:
 
     def close(self) -> None:
         """Says goodbye, so that the server takes back the levels in flight, and hangs up; again it does nothing."""
-        if self._pid != os.getpid() or self._socket is None:
+        if self._pid != os.getpid():
             return
         with self._lock:
+            if self._socket is None:
+                return
             self._sequence += 1
             self._socket.setsockopt(zmq.LINGER, GOODBYE_LINGER_MS)
             self._send(self._socket, encode_request(Request(0, self._session, self._sequence, "goodbye")))

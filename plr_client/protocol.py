@@ -158,7 +158,9 @@ def request_id(frames: Sequence[Any]) -> int | None:
 def _encode(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Frames:
     described, frames = [], []
     for name, array in arrays.items():
-        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        little = array
+        if array.dtype.str not in _DTYPES or not array.flags.c_contiguous:
+            little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         if little.dtype.str not in _DTYPES:
             raise InvalidInput(name, "an array of bool, integers or floats", f"dtype {array.dtype}")
         described.append([name, little.dtype.str, array.shape])  # ascontiguousarray makes 0-d arrays 1-d
@@ -221,5 +223,8 @@ def _decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> dict[str, n
             raise ProtocolError(f"{name}: expected {size} bytes for {dtype} {shape}, got {len(frame)}")
         if dtype == "|b1" and np.frombuffer(frame, dtype=np.uint8).max(initial=0) > 1:
             raise ProtocolError(f"{name}: expected bools of one byte, 0 or 1, got others")
-        arrays[name] = np.frombuffer(frame, dtype=_DTYPES[dtype]).reshape(shape)
+        try:
+            arrays[name] = np.frombuffer(frame, dtype=_DTYPES[dtype]).reshape(shape)
+        except (ValueError, OverflowError) as exc:  # beside an axis of 0, the others can claim any length
+            raise ProtocolError(f"{name}: expected a shape that an array can have, got {shape!r:.80}") from exc
     return arrays

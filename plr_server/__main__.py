@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from plr_client.errors import PlrError
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument("--config-json", help=argparse.SUPPRESS)  # "-": from standard input; how launch() calls
     serving.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     serving.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
+    serving.add_argument("--own-folder", action="store_true", help=argparse.SUPPRESS)  # the socket's folder goes with it
     fields = serving.add_argument_group("configuration of the curriculum")
     docs = Config.docs()
     for field in dataclasses.fields(Config):
@@ -99,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    logging.basicConfig(format="plr-server: %(message)s", level=logging.INFO, stream=sys.stderr)
+    level = logging.INFO if options.parent_pid is None else logging.WARNING  # launched: the terminal is the trainer's
+    logging.basicConfig(format="plr-server: %(message)s", level=level, stream=sys.stderr)
 
     def say(message: dict[str, Any]) -> None:
         if options.ready_fd is not None:
@@ -124,6 +128,10 @@ def _serve(options: argparse.Namespace) -> int:
     except PlrError as error:
         say({"error": error.to_wire()})
         raise
+    finally:
+        if options.own_folder:
+            with contextlib.suppress(OSError):
+                Path(options.bind.removeprefix("ipc://")).parent.rmdir()
     return 0
 
 

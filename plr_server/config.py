@@ -28,6 +28,7 @@ else:
 REPLAY_SCHEDULES = ("proportionate", "fixed")
 PARTIALS = ("commit", "stitch")
 MAX_LEVEL = 2**63 - 1
+MAX_LEVELS = 2**31 - 2  # indices are counted in int32
 LEVELS_EXPECTED = "START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one"
 
 
@@ -157,7 +158,7 @@ class Config:
         try:
             with Path(path).open("rb") as file:
                 fields: dict[str, Any] = tomllib.load(file)
-        except (OSError, tomllib.TOMLDecodeError) as exc:
+        except (OSError, ValueError) as exc:  # ValueError: no TOML, or no UTF-8
             raise ConfigError("config", f"a TOML file at {path}", str(exc)) from exc
         return fields
 
@@ -165,23 +166,28 @@ class Config:
 def _levels(given: Any) -> range | tuple[int, ...]:
     levels = _parse_levels(given) if isinstance(given, str) else given
     if not isinstance(levels, range):
-        ids = np.asarray(levels) if isinstance(levels, Sequence | np.ndarray) else np.empty((0, 0))
+        try:
+            ids = np.asarray(levels) if isinstance(levels, Sequence | np.ndarray) else np.empty((0, 0))
+        except ValueError as exc:  # lists of different lengths
+            raise ConfigError("levels", LEVELS_EXPECTED, f"{given!r:.80}") from exc
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise ConfigError("levels", LEVELS_EXPECTED, f"{given!r:.80}")
         levels = tuple(ids.tolist())
         if len(set(levels)) != len(levels):
             raise ConfigError("levels", LEVELS_EXPECTED, "an id twice")
-    if len(levels) == 0:
+    if not levels:
         raise ConfigError("levels", LEVELS_EXPECTED, "none")
     ends = (levels[0], levels[-1]) if isinstance(levels, range) else levels
     if max(map(abs, ends)) > MAX_LEVEL:
         raise ConfigError("levels", LEVELS_EXPECTED, "an id beyond int64")
+    if isinstance(levels, range) and (levels[-1] - levels[0]) // levels.step >= MAX_LEVELS:
+        raise ConfigError("levels", f"at most {MAX_LEVELS} levels", f"{levels}")
     return levels
 
 
 def _parse_levels(text: str) -> range | list[int]:
-    if re.fullmatch(r"-?\d+:-?\d+(:-?0*[1-9]\d*)?", text):
+    if re.fullmatch(r"-?\d{1,19}:-?\d{1,19}(:-?0*[1-9]\d{0,18})?", text):
         return range(*map(int, text.split(":")))
-    if re.fullmatch(r"-?\d+(,-?\d+)*", text):
+    if re.fullmatch(r"-?\d{1,19}(,-?\d{1,19})*", text):
         return [int(part) for part in text.split(",")]
     raise ConfigError("levels", LEVELS_EXPECTED, repr(text))

@@ -440,6 +440,9 @@ def _slots(k: int, slots: ArrayLike | None) -> Sequence[int]:
     if slots is None:
         return range(k)
     chosen = as_array("slots", slots)
-    if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or len(chosen) != k or len(np.unique(chosen)) != k:
+    if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or len(chosen) != k:
         raise InvalidInput("slots", f"{k} distinct ints", f"{slots!s:.80}")
-    return [int(slot) for slot in chosen]
+    listed: list[int] = chosen.tolist()
+    if len(set(listed)) != k:
+        raise InvalidInput("slots", f"{k} distinct ints", f"{slots!s:.80}")
+    return listed

@@ -7,6 +7,7 @@ file beside the socket and a connection attempt stand before that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import ipaddress
 import os
@@ -20,6 +21,7 @@ import zmq
 from plr_client.errors import AddressTaken, ConfigError, ServerStartError
 
 MAX_IPC_PATH = 107  # bytes of sockaddr_un.sun_path, less the closing zero
+MAX_PORT = 65_535  # ZeroMQ takes a larger one modulo 65 536
 
 
 @contextlib.contextmanager
@@ -43,7 +45,9 @@ def listening(router: zmq.Socket[Any], address: str, *, insecure: bool = False) 
         with _ipc(Path(address.removeprefix("ipc://"))):
             yield _bind(router, address)
     elif address.startswith("tcp://"):
-        host = address.removeprefix("tcp://").rpartition(":")[0]
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        if not (port == "*" or (port.isdecimal() and int(port) <= MAX_PORT)):
+            raise ConfigError("bind", f"tcp://HOST:PORT with a port from 0 (a free one) to {MAX_PORT}", address)
         if not (insecure or _is_loopback(host)):
             raise ConfigError(
                 "bind",
@@ -82,8 +86,11 @@ def _is_loopback(host: str) -> bool:
 def _ipc(path: Path) -> Iterator[None]:
     """Holds the lock of an ipc path; afterwards neither socket nor lock is left."""
     address = f"ipc://{path}"
-    if not path.name or len(os.fsencode(path)) > MAX_IPC_PATH:
-        raise ConfigError("bind", f"an ipc path of 1 to {MAX_IPC_PATH} bytes (the system's limit)", address)
+    if not path.name or path.name == "*" or str(path).startswith("@") or len(os.fsencode(path)) > MAX_IPC_PATH:
+        raise ConfigError("bind", f"an ipc path of 1 to {MAX_IPC_PATH} bytes (the system's limit), no @ or *", address)
+    if path.exists() and not path.is_socket():  # ZeroMQ would remove it
+        kind = "folder" if path.is_dir() else "file"
+        raise ServerStartError(f"bind: expected a path where nothing is yet, got the {kind} {path}")
     lock_path = path.with_name(path.name + ".lock")
     try:
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -97,6 +104,8 @@ def _ipc(path: Path) -> Iterator[None]:
         except BlockingIOError as exc:
             owner = os.read(lock, 32).decode(errors="replace")
             raise AddressTaken(address, f"the server of process {owner or 'unknown'}") from exc
+        if os.fstat(lock).st_nlink == 0:
+            raise AddressTaken(address, "a server that was just stopping (start again)")
         if _answers(path):
             lock_path.unlink(missing_ok=True)
             raise AddressTaken(address, "another program that listens there")
@@ -113,8 +122,5 @@ def _ipc(path: Path) -> Iterator[None]:
 
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(os.fspath(path))
-        except OSError:
-            return False
-        return True
+        probe.setblocking(False)
+        return probe.connect_ex(os.fspath(path)) in (0, errno.EAGAIN)  # EAGAIN: a listener with a full backlog

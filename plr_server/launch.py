@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from plr_client.errors import ServerStartError, from_wire
 from plr_server.config import Config
@@ -68,23 +69,26 @@ def launch(config: Config, address: str | None = None) -> Iterator[Server]:
     ...     [assignment.level for assignment in client.next(4)]
     [0, 1, 2, 0]
     """
+    bind: tuple[str, ...]
     with contextlib.ExitStack() as stack:
         if address is None:
             folder = tempfile.mkdtemp(prefix="plr-")  # 0700
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            address = f"ipc://{folder}/plr.sock"
-        server = _start(config, address)
+            bind = ("--bind", f"ipc://{folder}/plr.sock", "--own-folder")
+        else:
+            bind = ("--bind", address)
+        server = _start(config, bind)
         stack.callback(server.stop)
         yield server
 
 
-def _start(config: Config, address: str) -> Server:
+def _start(config: Config, bind: tuple[str, ...]) -> Server:
     read, write = os.pipe()
     with os.fdopen(read, "rb") as ready:
         try:
             process = subprocess.Popen(  # noqa: S603  our own command
                 [
-                    *(sys.executable, "-m", "plr_server", "serve", "--config-json", "-", "--bind", address),
+                    *(sys.executable, "-m", "plr_server", "serve", "--config-json", "-", *bind),
                     *("--parent-pid", str(os.getpid()), "--ready-fd", str(write)),
                 ],
                 stdin=subprocess.PIPE,
@@ -94,16 +98,24 @@ def _start(config: Config, address: str) -> Server:
             )
         finally:
             os.close(write)
-        assert process.stdin is not None  # noqa: S101  narrows the type
-        with contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(json.dumps(config.to_dict()).encode())
-        readable, _, _ = select.select([ready], [], [], START_TIMEOUT_S)
-        line = ready.readline() if readable else b""
+        try:
+            return Server(_await_ready(process, ready, config), process)
+        except BaseException:  # an interrupt too must leave nothing behind
+            Server("", process).stop()
+            raise
+
+
+def _await_ready(process: subprocess.Popen[bytes], ready: BinaryIO, config: Config) -> str:
+    """Hands the configuration to a starting server and returns the address that it says it listens on."""
+    assert process.stdin is not None  # noqa: S101  narrows the type
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(json.dumps(config.to_dict()).encode())
+    readable, _, _ = select.select([ready], [], [], START_TIMEOUT_S)
+    line = ready.readline() if readable else b""
     if not line:
         process.kill()
         raise ServerStartError(f"expected a ready server within {START_TIMEOUT_S:g} s, got exit code {process.wait()}")
     said = json.loads(line)
     if "error" in said:
-        process.wait()
         raise from_wire(**said["error"])
-    return Server(said["address"], process)
+    return str(said["address"])

@@ -132,12 +132,15 @@ def as_array(name: str, given: Any) -> NDArray[Any]:
     """Returns what was given as an array.
 
     Raises:
-        InvalidInput: numpy cannot make one of it.
+        InvalidInput: numpy cannot make one of it, or it holds integers beyond int64.
     """
     try:
-        return np.asarray(given)
+        array = np.asarray(given)
     except Exception as exc:  # whatever a foreign object raises when it cannot become an array
         raise InvalidInput(name, "something numpy can turn into an array", str(exc)) from exc
+    if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
+        raise InvalidInput(name, "integers within int64", f"{array.max()}")
+    return array
 
 
 def _array(name: str, given: Any, kinds: str) -> NDArray[Any]:
@@ -145,8 +148,6 @@ def _array(name: str, given: Any, kinds: str) -> NDArray[Any]:
     if array.dtype.kind not in kinds:
         expected = "integers" if kinds == "iu" else "numbers"
         raise InvalidInput(name, f"an array of {expected}", f"dtype {array.dtype}")
-    if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
-        raise InvalidInput(name, "integers within int64", f"{array.max()}")
     return array
 
 

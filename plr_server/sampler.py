@@ -433,17 +433,18 @@ class _History:
     def _change(self, indices: Ints, sign: int) -> None:
         if not len(indices):
             return
-        last_drawn = sign * self.last_drawn[indices]
         self.num_seen += sign * len(indices)
         nodes = indices
         for counts in self._counts:
             nodes = nodes >> FAN_OUT_BITS
             np.add.at(counts, nodes, sign)
-        nodes = indices
-        for sums in self._sums:
-            nodes = nodes >> FAN_OUT_BITS
-            np.add.at(sums, nodes, last_drawn)
-        self._sum += int(last_drawn.sum())
+        if self._has_sums:
+            last_drawn = sign * self.last_drawn[indices]
+            self._sum += int(last_drawn.sum())
+            nodes = indices
+            for sums in self._sums:
+                nodes = nodes >> FAN_OUT_BITS
+                np.add.at(sums, nodes, last_drawn)
 
     def touch(self, index: int) -> None:
         """Counts a level, seen or not, as drawn."""

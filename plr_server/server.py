@@ -18,7 +18,8 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from plr_client.protocol import MAX_FRAME_BYTES, encode_notice
+from plr_client.errors import ConfigError
+from plr_client.protocol import MAX_FRAME_BYTES, MAX_HEADER_BYTES, encode_notice
 from plr_server.curriculum import Curriculum
 from plr_server.dispatch import Dispatcher
 from plr_server.endpoint import listening
@@ -53,10 +54,12 @@ def serve(
         parent_pid: stop also when this process is no longer the parent.
 
     Raises:
-        ConfigError: the address is not one that may be served.
+        ConfigError: the address is not one that may be served, or `max_frame_bytes` would not let a header through.
         AddressTaken: something already listens there.
         ServerStartError: the address cannot be bound for another reason.
     """
+    if max_frame_bytes < MAX_HEADER_BYTES:
+        raise ConfigError("max_frame_bytes", f"an integer, {MAX_HEADER_BYTES} or more", str(max_frame_bytes))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, CLOSING_LINGER_MS)
@@ -68,9 +71,9 @@ def serve(
 
     with contextlib.ExitStack() as stack:
         stack.callback(_close, context, router, monitor)
+        stop = stack.enter_context(_stop_signals())
         bound = stack.enter_context(listening(router, address, insecure=insecure))
         stack.callback(_close, context, router, monitor)  # before giving up the address: it unlinks what is there
-        stop = stack.enter_context(_stop_signals())
         loop = _Loop(Dispatcher(curriculum, max_frame_bytes=max_frame_bytes), router, monitor, stop)
         ready(bound)
         loop.run(parent_pid)
@@ -146,7 +149,8 @@ class _Loop:
             while True:
                 recv_monitor_message(self._monitor, zmq.DONTWAIT)
         now_s = time.monotonic()
-        self._sweeps_s = [now_s + after_s for after_s in SWEEP_AFTER_S]
+        soon_s, later_s = (now_s + after_s for after_s in SWEEP_AFTER_S)
+        self._sweeps_s = [min([*self._sweeps_s, soon_s]), later_s]  # under steady coming and going it must come too
 
     def _look_after_sessions(self) -> None:
         now_s = time.monotonic()

@@ -91,10 +91,10 @@ class LevelEnv(gym.Env):
         if self.next_level is not None:
             self.level, self.next_level = self.next_level, None
         self.step_index = 0
-        return self._observe(), self._info if self._info is not None else {
-            "level": self.level,
-            "begin": {"of": self.level},
-        }
+        info: dict[str, Any] = {"level": self.level, "begin": {"of": self.level}}
+        if self.level >= NOT_ASSIGNED:
+            info["own_choice"] = {"level": self.level}
+        return self._observe(), info if self._info is None else self._info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:  # noqa: ARG002
         length, truncated = episode_of(self.level)
@@ -102,7 +102,7 @@ class LevelEnv(gym.Env):
         self.step_index += 1
         self.steps_taken += 1
         ended = self.step_index == length
-        info = self._info if self._info is not None else {"level": self.level, "step": self.step_index}
+        info = {"level": self.level, "step": self.step_index} if self._info is None else self._info
         return self._observe(), reward, ended and not truncated, ended and truncated, info
 
     def _observe(self) -> Any:

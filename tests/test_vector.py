@@ -35,6 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:Deprecati
 LEVELS = range(200)
 CONFIG = Config(levels=LEVELS, strategy="one_step_td_error", gamma=VALUE_DISCOUNT, partial="stitch", replay_prob=0.4)
 N = 8
+BLOCKS = (64, 1, 300, 128, 787)  # steps between pushes; the recording grows at 256 and 512
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode
 TRUNCATED = next(level for level in LEVELS if episode_of(level) == (2, True))
 LONG = next(level for level in LEVELS if episode_of(level)[0] == 9)
@@ -134,6 +135,9 @@ class Drive:
             if begun.any():
                 assert (infos["begin"]["of"][begun] == told(observations)[0][begun]).all()
                 assert (infos["begin"]["_of"] == begun).all()
+            if "own_choice" in infos:  # of the autoreset, before the assigned level took its place
+                own = infos["own_choice"]
+                assert not (infos["_own_choice"] | own["level"] | own["_level"]).any()
         elif dones.any():
             observations, _ = envs.reset(options={"reset_mask": dones})
         self.begin(observations)
@@ -165,13 +169,13 @@ def test_every_row_is_credited_to_its_level_and_none_is_lost(mode: AutoresetMode
         envs = native(address, mode) if kind == "native" else build(address, KINDS[kind], mode, arrangement)
         assert envs.metadata["autoreset_mode"] is mode
         drive = Drive(envs)
-        for _ in range(20):
-            for _ in range(64):
+        for block in BLOCKS:
+            for _ in range(block):
                 drive.step()
             drive.push(final=mode is not NEXT_STEP)
         taken = envs.env.steps_taken() if kind == "native" else sum(envs.env.call("get_wrapper_attr", "steps_taken"))
         assert drive.real_rows == taken
-        assert drive.real_rows + drive.dummy_rows == 20 * 64 * N >= 10_000
+        assert drive.real_rows + drive.dummy_rows == sum(BLOCKS) * N >= 10_000
         assert (drive.dummy_rows > 0) == (mode is NEXT_STEP)
         assert any(episode_of(level)[0] == 1 for level in drive.finished)
         # What the server was really pushed: only whole episodes, each step in its place, give these scores.

@@ -1,7 +1,7 @@
 """ProcgenVector: a Gymnasium vector env over real Procgen whose every env plays exactly the level asked for.
 
-May be imported by users; needs `procgen-mirror` (the extra `procgen`) only when an env is made. It knows nothing of curricula
-or servers: `LevelReplayVector` around it brings them together.
+May be imported by users; needs `procgen-mirror` (the extra `procgen`) only when an env is made. It knows nothing of
+curricula or servers: `LevelReplayVector` around it brings them together.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ Frames = NDArray[np.uint8]
 class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
     """N Procgen envs in one engine; `reset(seed=levels)` picks the level of each, in all envs or in those of a mask.
 
-    An episode played here equals, bit for bit, that of a fresh Procgen env with `start_level=level, num_levels=1`: each reset
-    puts the engine's state at the level's first frame into the running engine. Those states are made once per level
-    and kept, so a reset to a level played before costs about 0.1 ms.
+    An episode played here equals, bit for bit, that of a fresh Procgen env with `start_level=level, num_levels=1`: each
+    reset puts the engine's state at the level's first frame into the running engine. Those states are made once per
+    level and kept, so a reset to a level played before costs about 0.1 ms.
 
     Ends of episodes are Procgen's own:
 
-    * Autoreset is SAME_STEP: the observation at a done is the first one of the next level. Without a reset from outside the
-      engine draws that level itself from [0, 2**31 - 1), by a generator that, as in Gymnasium, follows from the level
-      that the env was last reset to. Procgen keeps no terminal observation, so infos have no `final_obs`.
+    * Autoreset is SAME_STEP: the observation at a done is the first one of the next level. Without a reset from outside
+      the engine draws that level itself from [0, 2**31 - 1), by a generator that, as in Gymnasium, follows from the
+      level that the env was last reset to. Procgen keeps no terminal observation, so infos have no `final_obs`.
     * `truncations` are all False, and a time-out (1 000 steps in most games) is a termination. The engine does
       not tell a time-out from another end, and without the terminal observation nobody could bootstrap from it;
       published Procgen results count it as an end too.
@@ -114,14 +114,14 @@ class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
         )
         self._of_last_step: dict[str, NDArray[Any]] = {}
 
-    def reset(  # type: ignore[override]  # Gymnasium's own vector envs take a list of seeds too
+    def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Frames, dict[str, Any]]:
         """Starts episodes on the levels asked for; envs outside the mask go on as if nothing had happened.
 
         Args:
-            seed: N levels, each in [0, 2**31 - 1); an int s means s + i for env i, and seeds `np_random`. Where it is None the
-                level is drawn from `np_random`.
+            seed: N levels, each in [0, 2**31 - 1); an int s means s + i for env i, and seeds `np_random`. Where it is
+                None the level is drawn from `np_random`.
             options: `"reset_mask"`, an (N,) bool array of the envs to reset (default: all). Others are ignored.
 
         Returns:
@@ -147,8 +147,8 @@ class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
             actions: (N,) ints in [0, 15).
 
         Returns:
-            Observations, (N, 64, 64, 3) uint8; rewards, (N,) float64; terminations and truncations, (N,) bool; infos. All are
-            the caller's to keep.
+            Observations, (N, 64, 64, 3) uint8; rewards, (N,) float64; terminations and truncations, (N,) bool; infos.
+            All are the caller's to keep.
 
         Raises:
             InvalidInput: the actions are not what they must be; no step was taken.
@@ -230,7 +230,7 @@ class _FirstStates:
         self._engine.close()
 
     def _made(self, level: int) -> bytes:
-        # Always from the same state: from that of the level before, some games carry something over (dodgeball).
+        # Always from the same state: one in mid-episode would hand something on to the next level (in dodgeball).
         self._engine.set_state([self._with_range(self._template, level, level + 1)])
         self._engine.act(_FORCE_RESET)
         state = self._with_range(self._engine.get_state()[0], 0, LEVEL_END)
@@ -245,7 +245,7 @@ class _FirstStates:
 
 
 def _generator_end(state: bytes, begin: int) -> int:
-    """Returns where the generator that begins at `begin` ends: whether it is seeded, the length of its text, and the text."""
+    """Returns where the generator that begins at `begin` ends: an int, the length of its text, and the text."""
     _, length = struct.unpack_from("=2i", state, begin)
     return begin + 8 + int(length)
 
