@@ -11,13 +11,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: more threads would only disturb the envs
 
 import gymnasium as gym
 import numpy as np
-from matplotlib.colors import LogNorm
+from matplotlib import colormaps
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from minigrid.envs import MultiRoomEnv
 from minigrid.wrappers import ImgObsWrapper
@@ -30,11 +30,11 @@ LEVELS = range(400)  # a level is a seed: it decides how many rooms lie on the w
 HELD_OUT = range(10_000, 10_064)  # levels that are never trained on
 ROOMS = range(2, 7)
 ACTIONS = np.array([0, 1, 2, 5])  # turn left, turn right, go forward, open or close a door
-GAMMA, GAE_LAMBDA, NUM_ENVS, NUM_STEPS = 0.99, 0.95, 8, 128
+NUM_ENVS, NUM_STEPS, GAMMA, GAE_LAMBDA, CLIP = 8, 128, 0.99, 0.95, 0.2
 
 
 def make_env() -> gym.Env:
-    return ImgObsWrapper(MultiRoomEnv(ROOMS[0], ROOMS[-1], maxRoomSize=6))
+    return ImgObsWrapper(MultiRoomEnv(ROOMS[0], ROOMS[-1], maxRoomSize=5))
 
 
 class Agent:
@@ -62,16 +62,17 @@ class Agent:
         actions = (log_probs + self.rng.gumbel(size=log_probs.shape)).argmax(1)
         return actions, log_probs[np.arange(len(actions)), actions], values
 
-    def learn(self, images, actions, old_log_probs, advantages, targets, remaining: float) -> None:  # noqa: ANN001
+    def learn(self, batch: list[np.ndarray], remaining: float) -> None:
         """Makes 4 passes over (B, ...) steps; step size and entropy bonus fade as the remaining share goes 1 to 0."""
+        images, actions, old_log_probs, advantages, targets = batch
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         for rows in (rows for _ in range(4) for rows in np.array_split(self.rng.permutation(len(actions)), 4)):
             x, h1, h2, log_probs, values = self.forward(images[rows])
             chosen, advantage, probs = (np.arange(len(rows)), actions[rows]), advantages[rows], np.exp(log_probs)
             ratio = np.exp(log_probs[chosen] - old_log_probs[rows])
-            pull = np.where(np.where(advantage > 0, ratio > 1.2, ratio < 0.8), 0, ratio * advantage)  # PPO's clip
+            pull = np.where((ratio - 1) * np.sign(advantage) > CLIP, 0, ratio * advantage)
             entropy = -(probs * log_probs).sum(1, keepdims=True)
-            d_logits = probs * (pull[:, None] + 0.03 * remaining * (log_probs + entropy))
+            d_logits = probs * (pull[:, None] + 0.02 * remaining * (log_probs + entropy))
             d_logits[chosen] -= pull
             d_out = (np.column_stack([d_logits, values - targets[rows]]) / len(rows)).astype(np.float32)
             d_h2 = d_out @ self.params[4].T * (1 - h2**2)
@@ -79,11 +80,11 @@ class Agent:
             grads = [x.T @ d_h1, d_h1.sum(0), h1.T @ d_h2, d_h2.sum(0), h2.T @ d_out, d_out.sum(0)]
             shrink = min(1.0, 0.5 / np.sqrt(sum((g**2).sum() for g in grads)))
             self.updates += 1
-            step_size = 1e-3 * remaining * np.sqrt(1 - 0.999**self.updates) / (1 - 0.9**self.updates)
+            step_size = 2e-3 * remaining * np.sqrt(1 - 0.999**self.updates) / (1 - 0.9**self.updates)
             for p, g, mean, square in zip(self.params, grads, self.means, self.squares, strict=True):
-                mean += 0.1 * (shrink * g - mean)
-                square += 0.001 * ((shrink * g) ** 2 - square)
-                p -= step_size * mean / (np.sqrt(square) + 1e-6)
+                mean[:] = 0.9 * mean + 0.1 * shrink * g
+                square[:] = 0.999 * square + 0.001 * (shrink * g) ** 2
+                p[:] = p - step_size * mean / (np.sqrt(square) + 1e-6)
 
 
 def advantages_of(values, next_values, rewards, terminated, dones) -> np.ndarray:  # noqa: ANN001
@@ -104,40 +105,104 @@ def success_rate(agent: Agent, envs: gym.vector.VectorEnv) -> float:
     return float(solved.mean())
 
 
-def train(seconds: float, seed: int) -> dict[str, Any]:
+def train(seconds: float, seed: int) -> tuple[list, list, dict]:
+    """Returns (seconds, mass, scores, return) of every rollout, (seconds, success rate) of every exam, and stats."""
     config = Config(levels=LEVELS, temperature=0.3, staleness_coef=0.3, gamma=GAMMA, gae_lambda=GAE_LAMBDA, seed=seed)
-    with launch(config) as server:  # PLR: the curriculum, in a process of its own
+    with launch(config) as server, Trainer(server.address) as trainer:  # PLR: the curriculum, a process of its own
         envs = gym.vector.AsyncVectorEnv([lambda: LevelReplay(make_env(), server.address)] * NUM_ENVS)  # PLR: asks it
         envs = LevelReplayVector(envs, server.address)  # PLR: knows which level every step belongs to
-        trainer = Trainer(server.address)  # PLR: looks into the curriculum, here to draw it
-        exam = gym.vector.SyncVectorEnv([make_env] * len(HELD_OUT))
+        exam_envs = gym.vector.SyncVectorEnv([make_env] * len(HELD_OUT))
         agent = Agent(np.random.default_rng(seed))
-        log: dict[str, Any] = {"t": [], "mass": [], "score": [], "return": [], "held_out": [(0.0, success_rate(agent, exam))]}
+        history, returns, exams = [], [], [(0.0, success_rate(agent, exam_envs))]
         images, _ = envs.reset(seed=seed)
-        steps, returns, start = 0, [], time.monotonic()
+        steps, start = 0, time.monotonic()
         while (elapsed := time.monotonic() - start) < seconds:
             rollout = []
             for _ in range(NUM_STEPS):
                 actions, log_probs, values = agent.act(images)
-                before, (images, rewards, terminated, truncated, _) = images, envs.step(ACTIONS[actions])
+                seen, (images, rewards, terminated, truncated, _) = images, envs.step(ACTIONS[actions])
                 dones = terminated | truncated
-                rollout.append((before, actions, log_probs, values, rewards, terminated, dones, envs.valid))
+                rollout.append((seen, actions, log_probs, values, rewards, terminated, dones, envs.valid))
                 returns += rewards[dones].tolist()  # MiniGrid rewards only the step that reaches the goal
-            before, actions, log_probs, values, rewards, terminated, dones, valid = map(np.stack, zip(*rollout, strict=True))
+            rollout = [np.stack(column) for column in zip(*rollout, strict=True)]  # each (NUM_STEPS, NUM_ENVS, ...)
+            seen, actions, log_probs, values, rewards, terminated, dones, valid = rollout
             next_values = agent.forward(images)[-1]
             envs.push(values, next_values)  # PLR: what was played is scored, and so decides what is played next
             advantages = advantages_of(values, next_values, rewards, terminated, dones)
-            batch = before, actions, log_probs, advantages, advantages + values
-            agent.learn(*(array[valid] for array in batch), remaining=1 - elapsed / seconds)
+            batch = seen, actions, log_probs, advantages, advantages + values
+            agent.learn([array[valid] for array in batch], remaining=1 - elapsed / seconds)
             steps += int(valid.sum())
-            _, scores, _, seen = trainer.scores()
-            for key, value in (("t", elapsed), ("mass", trainer.weights()), ("score", np.where(seen, scores, np.nan)), ("return", np.mean(returns[-100:]))):
-                log[key].append(value)
-            if steps >= 30_000 * len(log["held_out"]):
-                log["held_out"].append((elapsed, success_rate(agent, exam)))
-            show_progress(elapsed / seconds, f"{steps:,} steps", log)
-        log["held_out"].append((seconds, success_rate(agent, exam)))
-        log["stats"] = trainer.stats()
+            _, scores, _, is_seen = trainer.scores()
+            recent = float(np.mean(returns[-100:])) if returns else 0.0
+            history.append((elapsed, trainer.weights(), np.where(is_seen, scores, np.nan), recent))
+            if is_exam := steps >= 30_000 * len(exams):
+                exams.append((elapsed, success_rate(agent, exam_envs)))
+            note = f"{steps:,} steps, {steps / elapsed:,.0f}/s  return {recent:.2f}  held-out {exams[-1][1]:.0%}"
+            show_progress(elapsed / seconds, f"{seconds - elapsed:3.0f} s left  {note}", in_a_log=is_exam)
+        exams.append((seconds, success_rate(agent, exam_envs)))
+        stats = trainer.stats()
         envs.close()
-        trainer.close()
-    return log
+    return history, exams, stats
+
+
+def show_progress(share: float, note: str, *, in_a_log: bool) -> None:
+    line = f"[{'#' * round(30 * share):.<30}] {note}"
+    if sys.stderr.isatty():
+        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+    elif in_a_log:
+        print(line, file=sys.stderr, flush=True)
+
+
+def draw(history: list, exams: list, path: Path) -> None:
+    env = make_env()
+    rooms = np.array([(env.reset(seed=level), len(env.unwrapped.rooms))[1] for level in LEVELS])
+    times, mass, scores, returns = map(np.array, zip(*history, strict=True))
+    cuts = np.linspace(0, len(times), min(len(times), 120) + 1).astype(int)
+    edges = np.append(times, exams[-1][0])[cuts]
+    mass = np.add.reduceat(mass, cuts[:-1]).T / np.diff(cuts)  # (levels, intervals), each the mean of its interval
+    order = np.lexsort((-mass.mean(1), rooms))  # by difficulty, then by how much the curriculum cared
+    relative = np.where(mass > 0, mass * len(rooms), np.nan)  # 1 is what uniform sampling would give a level
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    figure.suptitle("A curriculum over 400 MiniGrid MultiRoom levels, made while the agent learns", fontsize=15)
+    (mass_axis, score_axis), (share_axis, return_axis) = figure.subplots(2, 2, sharex=True, height_ratios=(3, 2))
+    ends = np.cumsum([(rooms == k).sum() for k in ROOMS])
+    for axis, table, title, norm in (
+        (mass_axis, relative, "Sampling mass of each level (1 = uniform)", LogNorm(0.1, 100)),
+        (score_axis, scores[cuts[1:] - 1].T, "Score of each level (mean |advantage|)", Normalize(0, 0.3)),
+    ):
+        image = axis.pcolormesh(edges, np.arange(len(rooms) + 1), table[order], norm=norm, cmap="inferno")
+        figure.colorbar(image, ax=axis, extend="max")
+        axis.hlines(ends[:-1], 0, edges[-1], color="white", linewidth=1)
+        axis.set_yticks(ends - np.diff(ends, prepend=0) / 2, [f"{k} rooms" for k in ROOMS])
+        axis.set(title=title, facecolor="lightgrey")
+    colors = colormaps["plasma"](np.linspace(0.05, 0.9, len(ROOMS)))
+    shares = [mass[rooms == k].sum(0) for k in ROOMS]
+    share_axis.stackplot(edges[1:], shares, colors=colors, labels=[f"{k} rooms" for k in ROOMS])
+    share_axis.set(title="Sampling mass by difficulty", xlabel="seconds of training", xlim=(0, edges[-1]), ylim=(0, 1))
+    share_axis.legend(loc="upper right", framealpha=0.9)
+    return_axis.plot(times, returns, label="return, mean of the last 100 training episodes")
+    return_axis.plot(*zip(*exams, strict=True), "o-", label=f"success rate on {len(HELD_OUT)} held-out levels")
+    return_axis.set(title="What the agent learns", xlabel="seconds of training", ylim=(0, 1.02))
+    return_axis.legend(loc="lower right")
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=90, help="how long to train (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("demo.png"), help="where the picture goes")
+    args = parser.parse_args()
+    history, exams, stats = train(args.seconds, args.seed)
+    draw(history, exams, args.out)
+    print(file=sys.stderr)
+    print(f"levels seen       {stats['levels_seen']} of {stats['levels']}")
+    print(f"replay share      {stats['replay_share']:.0%} of {stats['draws']:,} episodes replayed a level")
+    print(f"effective levels  {stats['effective_levels']:.1f} (as spread out as this many equally likely ones)")
+    print(f"mean score        {stats['mean_score']:.3f}")
+    print(f"held-out success  {exams[0][1]:.0%} before training, {exams[-1][1]:.0%} after, on levels never trained on")
+    print(f"picture           {args.out}")
+
+
+if __name__ == "__main__":
+    main()
