@@ -68,9 +68,11 @@ class LevelClient:
             InvalidInput: k or slots are not what they must be.
             ServerUnreachable: no reply within the timeout.
         """
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise InvalidInput("k", "an integer, 1 or more", repr(k))
         chosen = np.arange(k) if slots is None else np.asarray(slots)
-        if len(chosen) != k:
-            raise InvalidInput("slots", f"{k} slots, one for each level asked for", f"{len(chosen)}")
+        if chosen.shape != (k,):
+            raise InvalidInput("slots", f"{k} slots, one for each level asked for", f"shape {chosen.shape}")
         reply = self._connection.request("next", arrays={"slots": chosen})
         columns = (reply.arrays[name].tolist() for name in ("levels", "is_replay", "train"))
         return [Assignment(*row) for row in zip(*columns, strict=True)]

@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument("--config-json", help=argparse.SUPPRESS)  # "-": from standard input; how launch() calls
     serving.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     serving.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
-    serving.add_argument("--own-folder", action="store_true", help=argparse.SUPPRESS)  # the socket's folder goes with it
+    serving.add_argument("--own-folder", action="store_true", help=argparse.SUPPRESS)  # goes with the socket
     fields = serving.add_argument_group("configuration of the curriculum")
     docs = Config.docs()
     for field in dataclasses.fields(Config):

@@ -81,7 +81,8 @@ def test_option_level_must_be_an_int(address: str, level: object) -> None:
 
 
 def set_next_level(env: gym.Env, level: int) -> None:
-    env.unwrapped.next_level = level
+    assert type(env) is LevelEnv  # the wrapped one
+    env.next_level = level
 
 
 def test_set_level_gets_the_wrapped_env_and_the_seed_is_the_callers(address: str) -> None:

@@ -1,7 +1,7 @@
 """The sampler against the equations in 30-digit decimals, and against itself rebuilt from its state.
 
-Statistical tests: chi-square (upper tail by Wilson and Hilferty, cells expecting under 5 pooled), fixed seeds, refused at
-p <= 1e-4.
+Statistical tests: chi-square (upper tail by Wilson and Hilferty, cells expecting under 5 pooled), fixed seeds, refused
+at p <= 1e-4.
 """
 
 from __future__ import annotations
@@ -217,8 +217,8 @@ def test_draws_by_score_follow_the_equations(transform, kind):
 def test_draws_with_staleness_follow_the_equations(transform, num_levels, staleness_coef, staleness_temperature):
     """Every draw changes the staleness, so that each has probabilities of its own, known from the draws before it.
 
-    The share of the levels before the drawn one, plus a uniform part of its own, is then uniform and independent: that is
-    tested, with "before" by index, by score and by staleness.
+    The share of the levels before the drawn one, plus a uniform part of its own, is then uniform and independent: that
+    is tested, with "before" by index, by score and by staleness.
     """
     rng = np.random.default_rng([TRANSFORMS.index(transform), num_levels])
     config = CONFIG | {
@@ -281,6 +281,25 @@ def test_a_batch_draws_what_single_draws_would(transform, staleness_coef):
     assert all(pick in (REPLAY, index) for pick, index in zip(picks, drawn, strict=True))
     np.testing.assert_array_equal(batch.last_drawn, single.last_drawn)
     assert rng_batch.bit_generator.state == rng_single.bit_generator.state
+
+
+@pytest.mark.parametrize(
+    ("transform", "drawn"),
+    [
+        ("rank", [48, 14, 92, 12, 42, 28, 14, 78, 28, 42, 14, 28]),
+        ("power", [48, 8, 92, 12, 62, 52, 28, 78, 52, 54, 22, 48]),
+        ("softmax", [48, 4, 92, 12, 62, 50, 26, 78, 50, 54, 22, 48]),
+        ("constant", [48, 2, 92, 12, 62, 50, 26, 78, 50, 54, 20, 48]),
+        ("max", [48, 14, 92, 12, 14, 14, 14, 78, 14, 14, 14, 14]),
+        ("eps_greedy", [48, 6, 92, 12, 14, 14, 14, 78, 14, 14, 14, 14]),
+        ("match", [48, 4, 92, 12, 62, 50, 26, 78, 50, 54, 20, 50]),
+        ("match_rank", [48, 50, 92, 12, 64, 36, 50, 78, 36, 64, 50, 36]),
+    ],
+)
+def test_a_seed_draws_the_same_on_every_python_and_numpy(transform, drawn):
+    sampler = Sampler(100, **CONFIG | {"transform": transform, "staleness_coef": 0.3})
+    sampler.set_scores(np.arange(0, 100, 2), np.arange(50) * 7 % 50 / 50)
+    assert sampler.draw(np.random.default_rng(11), [REPLAY] * 12) == drawn
 
 
 def check_against_rebuild(transform, num_levels, num_operations, staleness_temperature=1.0):

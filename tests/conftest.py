@@ -1,0 +1,33 @@
+"""Addresses for the tests, and servers that several tests share."""
+
+from __future__ import annotations
+
+import pytest
+
+from plr_client import Trainer
+from plr_server import Config, launch
+
+
+@pytest.fixture
+def ipc(tmp_path):
+    """An ipc address at which nothing listens yet."""
+    return f"ipc://{tmp_path}/plr.sock"
+
+
+@pytest.fixture(params=["ipc", "tcp"])
+def bind(request, tmp_path):
+    """What a server binds to, once as ipc and once as tcp."""
+    return f"ipc://{tmp_path}/plr.sock" if request.param == "ipc" else "tcp://127.0.0.1:0"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server of the levels 0 to 9 for the tests of one module, which must not rely on its state."""
+    with launch(Config(levels=range(10), num_steps=3)) as running:
+        yield running
+
+
+@pytest.fixture
+def trainer(server):
+    with Trainer(server.address, timeout_s=20.0) as connected:
+        yield connected

@@ -1,0 +1,112 @@
+"""plr_client/errors.py: one tree, typed errors over the wire and through pickle, and messages that say what to do."""
+
+from __future__ import annotations
+
+import pickle
+
+import msgpack
+import numpy as np
+import pytest
+
+import plr_client.errors
+from plr_client.errors import PlrError, ServerError, from_wire
+
+# class -> values, message
+EXAMPLES = {
+    "PlrError": (("something",), "something"),
+    "InvalidInput": (("k", "1", "2"), "k: expected 1, got 2"),
+    "MissingField": (("values", "an array", "none"), "values: expected an array, got none"),
+    "LevelOutsideSpace": (("levels", "one of 3", "level 4"), "levels: expected one of 3, got level 4"),
+    "ConfigError": (("alpha", "up to 1", "2"), "alpha: expected up to 1, got 2"),
+    "ServerUnreachable": (
+        ("ipc:///run/plr", 3, 6.25, "start it"),
+        "expected a reply from ipc:///run/plr, got none in 6.2 s and 3 attempts; start it",
+    ),
+    "ProtocolError": (("id: expected int",), "id: expected int"),
+    "VersionMismatch": (
+        (1, 2),
+        "protocol version: expected 1 (the server's), got 2; install the same release at both ends",
+    ),
+    "UnknownOperation": (("fly", "next, push"), "op: expected one of next, push, got 'fly'"),
+    "MessageTooLarge": (
+        ("values", 10, 20),
+        "values: expected at most 10, got 20; push smaller blocks or raise the server's --max-frame-bytes",
+    ),
+    "ServerError": (("the server failed at push",), "the server failed at push"),
+    "ServerStartError": (("bind: expected a folder",), "bind: expected a folder"),
+    "AddressTaken": (
+        ("tcp://127.0.0.1:1", "another process"),
+        "address: expected a free one, got tcp://127.0.0.1:1, taken by another process; stop it or choose another --bind",
+    ),
+    "MissingDependency": (
+        ("minigrid", "demo"),
+        "expected package minigrid, which is not installed; pip install 'plr-server[demo]'",
+    ),
+}
+
+
+def tree(root):
+    return [root, *(kind for child in root.__subclasses__() for kind in tree(child))]
+
+
+CLASSES = {kind.__name__: kind for kind in tree(PlrError)}
+
+
+@pytest.fixture(params=EXAMPLES)
+def error(request):
+    return CLASSES[request.param](*EXAMPLES[request.param][0])
+
+
+def test_every_class_has_an_example_a_code_of_its_own_and_is_public():
+    assert set(CLASSES) == set(EXAMPLES)
+    assert len({kind.code for kind in CLASSES.values()}) == len(CLASSES)
+    assert set(CLASSES) <= set(plr_client.__all__)
+
+
+def test_the_message_names_the_values(error):
+    assert str(error) == EXAMPLES[type(error).__name__][1]
+
+
+def test_the_values_are_attributes(error):
+    assert tuple(getattr(error, name) for name in error.fields) == EXAMPLES[type(error).__name__][0]
+
+
+def test_the_wire_rebuilds_class_values_and_message(error):
+    told = msgpack.unpackb(msgpack.packb(error.to_wire()))
+    again = from_wire(told["code"], told["fields"])
+    assert (type(again), again.args, str(again)) == (type(error), error.args, str(error))
+
+
+def test_pickle_rebuilds_class_and_values(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.args, str(again)) == (type(error), error.args, str(error))
+
+
+def test_an_error_can_be_made_from_another_as_asyncvectorenv_does(error):
+    again = type(error)(error)
+    assert (again.args, str(again)) == (error.args, str(error))
+
+
+def test_built_in_families_hold():
+    assert issubclass(plr_client.InvalidInput, ValueError)
+    assert issubclass(plr_client.ConfigError, ValueError)
+    assert issubclass(plr_client.MissingDependency, ImportError)
+
+
+def test_a_wrong_number_of_values_is_refused():
+    with pytest.raises(TypeError, match="InvalidInput takes field, expected, got, got 1 values"):
+        plr_client.InvalidInput("k")
+
+
+def test_values_that_msgpack_cannot_carry_become_text():
+    error = plr_client.InvalidInput("k", "an integer", np.int64(3))
+    assert error.to_wire() == {"code": "invalid_input", "fields": ["k", "an integer", "3"]}
+
+
+@pytest.mark.parametrize(
+    ("code", "fields"), [("from_the_future", ["a", 1]), ("invalid_input", ["a", 1])], ids=["unknown code", "other fields"]
+)
+def test_what_this_end_does_not_know_is_a_server_error_with_the_same_text(code, fields):
+    error = from_wire(code, fields)
+    assert type(error) is ServerError
+    assert str(error) == f"{code}: a, 1"

@@ -1,0 +1,208 @@
+"""plr_client/protocol.py: messages come back as they were sent, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import faults
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from plr_client import InvalidInput, LevelOutsideSpace, MessageTooLarge, PlrError, ProtocolError, VersionMismatch
+from plr_client.protocol import (
+    MAX_HEADER_BYTES,
+    PROTOCOL_VERSION,
+    Notice,
+    Reply,
+    Request,
+    decode_reply,
+    decode_request,
+    encode_notice,
+    encode_reply,
+    encode_request,
+    request_id,
+)
+
+DTYPES = [*"?bBhHiIlLefd"]
+ARRAYS = st.sampled_from(DTYPES).flatmap(
+    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
+)
+NAMED_ARRAYS = st.dictionaries(st.text(max_size=8), ARRAYS, max_size=15)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+MAPS = st.dictionaries(st.text(max_size=8), PLAIN, max_size=3)
+INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+def identical(left, right):
+    return all(faults.same(left[name], right[name]) for name in [*left, *right])
+
+
+def through_the_wire(frames):
+    return [bytes(frame) for frame in frames]
+
+
+@given(INT64, st.text(max_size=64), INT64, st.text(max_size=9), MAPS, NAMED_ARRAYS)
+def test_a_request_comes_back_as_it_was(number, session, sequence, op, args, arrays):
+    request = Request(number, session, sequence, op, args, arrays)
+    again = decode_request(through_the_wire(encode_request(request)))
+    assert (again.id, again.session, again.sequence, again.op, again.args) == (number, session, sequence, op, args)
+    assert identical(again.arrays, arrays)
+
+
+@given(st.none() | INT64, MAPS, NAMED_ARRAYS, INT64)
+def test_a_reply_comes_back_as_it_was(number, result, arrays, durable):
+    again = decode_reply(through_the_wire(encode_reply(Reply(number, result, arrays, durable))))
+    assert (again.id, again.result, again.durable, again.error) == (number, result, durable, None)
+    assert identical(again.arrays, arrays)
+
+
+def test_an_error_reply_carries_the_error():
+    frames = encode_reply(Reply(3, error=LevelOutsideSpace("levels", "one of 3", "level 4"), durable=2))
+    again = decode_reply(through_the_wire(frames))
+    assert (again.id, again.durable, type(again.error)) == (3, 2, LevelOutsideSpace)
+    assert again.error.args == ("levels", "one of 3", "level 4")
+
+
+def test_a_notice_comes_back():
+    assert decode_reply(through_the_wire(encode_notice("closing"))) == Notice("closing")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.arange(6.0).reshape(2, 3).T, np.arange(10)[::3], np.arange(4, dtype=">i4"), np.array(2.5), np.zeros((0, 3))],
+    ids=["transposed", "strided", "big-endian", "0-d", "empty"],
+)
+def test_any_layout_arrives_little_endian_and_contiguous(array):
+    arrived = decode_request(through_the_wire(encode_request(Request(1, "s", 1, "push", {}, {"x": array})))).arrays["x"]
+    assert arrived.shape == array.shape
+    assert np.array_equal(arrived, array)
+    assert arrived.dtype.newbyteorder("=") == array.dtype.newbyteorder("=")
+    assert arrived.dtype.str[0] in "<|"
+
+
+def test_an_array_goes_as_one_raw_frame_without_a_copy():
+    array = np.arange(12.0).reshape(3, 4)
+    packed, frame = encode_request(Request(1, "s", 1, "push", {}, {"x": array}))
+    assert bytes(frame) == array.tobytes()
+    assert np.shares_memory(np.frombuffer(frame), array)
+    assert msgpack.unpackb(packed)["arrays"] == [["x", "<f8", [3, 4]]]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array(["a"]), np.array([None]), np.array([1j]), np.zeros(2, dtype="M8[s]"), np.zeros(1, dtype=np.longdouble)],
+    ids=["text", "objects", "complex", "dates", "longdouble"],
+)
+def test_other_dtypes_are_refused_before_anything_is_sent(array):
+    with pytest.raises(InvalidInput, match="^x: expected an array of bool, integers or floats, got dtype "):
+        encode_request(Request(1, "s", 1, "push", {}, {"x": array}))
+
+
+@pytest.mark.parametrize("value", [object(), 2**64, np.float64(1) * 1j], ids=["object", "too large", "numpy complex"])
+def test_arguments_that_msgpack_cannot_carry_are_refused(value):
+    with pytest.raises(InvalidInput, match="^args: expected values that msgpack can carry, got "):
+        encode_request(Request(1, "s", 1, "push", {"x": value}))
+
+
+# What only the dispatcher refuses: they are well-formed requests.
+WELL_FORMED = {"an empty session", "a long session", "a seq below 0", "an unknown op", "an unknown field"}
+
+
+@pytest.mark.parametrize("name", sorted(set(faults.BAD_FRAMES) - WELL_FORMED))
+def test_bad_frames_are_one_typed_error(name):
+    frames, code, text = faults.BAD_FRAMES[name]
+    with pytest.raises(PlrError) as raised:
+        decode_request(frames)
+    assert raised.value.code == code
+    assert text in str(raised.value)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=4))
+def test_random_bytes_raise_nothing_but_our_errors(frames):
+    for decode in (decode_request, decode_reply):
+        with pytest.raises(ProtocolError):
+            decode(frames)
+    assert request_id(frames) is None
+
+
+@given(st.data())
+def test_a_mutated_request_raises_nothing_but_our_errors(data):
+    frames = through_the_wire(faults.request("push", faults.block()))
+    which = data.draw(st.integers(0, len(frames) - 1))
+    frame = bytearray(frames[which])
+    frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
+    frames[which] = bytes(frame)
+    try:
+        decode_request(frames)
+    except ProtocolError:
+        pass
+    else:
+        assert msgpack.unpackb(frames[0])["v"] == PROTOCOL_VERSION
+
+
+def test_every_truncation_is_noticed():
+    frames = through_the_wire(faults.request("push", faults.block()))
+    for which, frame in enumerate(frames):
+        for length in range(len(frame)):
+            with pytest.raises(ProtocolError):
+                decode_request([*frames[:which], frame[:length], *frames[which + 1 :]])
+    for count in range(len(frames)):
+        with pytest.raises(ProtocolError):
+            decode_request(frames[:count])
+
+
+def test_unknown_header_keys_are_left_to_the_future():
+    assert decode_request([faults.header(trace="abc", priority=[1])]).op == "push"
+
+
+def test_a_header_may_be_as_long_as_the_limit_and_no_longer():
+    room = MAX_HEADER_BYTES - len(faults.header(note="")) - 2  # a long text has 3 bytes in front, a short one 1
+    assert decode_request([faults.header(note="x" * room)]).op == "push"
+    with pytest.raises(MessageTooLarge) as raised:
+        decode_request([faults.header(note="x" * (room + 1))])
+    assert raised.value.args == ("header bytes", MAX_HEADER_BYTES, MAX_HEADER_BYTES + 1)
+
+
+def test_another_version_is_named_at_both_ends():
+    with pytest.raises(VersionMismatch) as raised:
+        decode_request([faults.header(v=9)])
+    assert (raised.value.expected, raised.value.got) == (PROTOCOL_VERSION, 9)
+
+
+@pytest.mark.parametrize(
+    ("frames", "number"),
+    [
+        ([faults.header(id=5, op=None)], 5),
+        ([faults.header(id=5), b"", b""], 5),
+        ([faults.header(id="5")], None),
+        ([faults.header(id=None)], None),
+        ([b"garbage"], None),
+        ([], None),
+    ],
+    ids=["no op", "frames that do not fit", "text", "no id", "garbage", "no frame"],
+)
+def test_the_id_of_a_malformed_request_is_read_where_it_can_be(frames, number):
+    assert request_id(frames) == number
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"id": 1, "durable": 0, "arrays": []},
+        {"id": 1, "durable": None, "result": {}, "arrays": []},
+        {"id": "1", "durable": 0, "result": {}, "arrays": []},
+        {"id": 1, "durable": 0, "error": "no", "arrays": []},
+        {"id": 1, "durable": 0, "error": {"code": 3, "fields": []}, "arrays": []},
+        {"id": None, "notice": 3},
+    ],
+    ids=["no result", "no durable", "text id", "error as text", "error without code", "notice that is an int"],
+)
+def test_bad_replies_are_a_protocol_error(reply):
+    with pytest.raises(ProtocolError, match="expected"):
+        decode_reply([msgpack.packb({"v": 1} | reply)])
