@@ -11,8 +11,10 @@ from plr_client.errors import (
     MessageTooLarge,
     MissingDependency,
     MissingField,
+    PickleRefused,
     PlrError,
     ProtocolError,
+    ScoreFunctionError,
     ServerError,
     ServerStartError,
     ServerUnreachable,
@@ -20,6 +22,7 @@ from plr_client.errors import (
     VersionMismatch,
 )
 from plr_client.levels import Assignment, LevelClient
+from plr_client.segment import Segment
 from plr_client.trainer import Trainer
 
 __all__ = [
@@ -32,8 +35,11 @@ __all__ = [
     "MessageTooLarge",
     "MissingDependency",
     "MissingField",
+    "PickleRefused",
     "PlrError",
     "ProtocolError",
+    "ScoreFunctionError",
+    "Segment",
     "ServerError",
     "ServerStartError",
     "ServerUnreachable",

@@ -214,7 +214,7 @@ BAD_FRAMES = {
     "an unknown op": (
         [header(op="steal")],
         "unknown_operation",
-        "op: expected one of goodbye, hello, next, push, push_scores, push_step, scores, stats, weights, got 'steal'",
+        "op: expected one of goodbye, hello, next, push, push_scores, push_step, scores, set_score_function, stats, weights, got 'steal'",
     ),
     "arrays that are a map": ([header(arrays={})], "protocol", "arrays: expected list, got {}"),
     "an array frame missing": (
@@ -279,8 +279,8 @@ BAD_FRAMES = {
     "an unknown field": (
         [header(arrays=[["prices", "<f8", [1]]]), b"\0" * 8],
         "invalid_input",
-        "prices: expected a field among columns, dones, final_values, levels, logits, next_values, rewards, truncated, "
-        "valid, values, got an unknown one",
+        "prices: expected a field among columns, dones, final_values, levels, logits, next_values, rewards, successes, "
+        "truncated, valid, values, got an unknown one",
     ),
 }
 
