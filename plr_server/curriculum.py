@@ -347,7 +347,8 @@ class Curriculum:
         if self.config.strategy == "random":
             return np.full(len(self._space), 1.0 / len(self._space))
         if self.config.strategy == "sequential":
-            return np.eye(1, len(self._space), self._sampler.draws % len(self._space))[0]
+            following: NDArray[np.float64] = np.eye(1, len(self._space), self._sampler.draws % len(self._space))[0]
+            return following
         return self._sampler.weights()
 
     def scores(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
