@@ -42,8 +42,8 @@ class Agent:
     def __init__(self, rng: np.random.Generator, hidden: int = 64) -> None:
         self.rng, self.updates = rng, 0
         layers = ((490, hidden, 0.2), (hidden, hidden, 0.18), (hidden, len(ACTIONS) + 1, 0.01))
-        arrays = [p for m, n, std in layers for p in (rng.normal(0, std, (m, n)), np.zeros(n))]
-        self.params, self.means, self.squares = ([s * p.astype(np.float32) for p in arrays] for s in (1, 0, 0))
+        self.params = [np.float32(p) for m, n, std in layers for p in (rng.normal(0, std, (m, n)), np.zeros(n))]
+        self.means, self.squares = ([np.zeros_like(p) for p in self.params] for _ in range(2))  # Adam's moments
 
     def forward(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """Takes views (B, 7, 7, 3) through x, one-hot cells, and two layers to log-probs (B, 4) and values (B,)."""
@@ -70,8 +70,8 @@ class Agent:
             chosen, advantage, probs = (np.arange(len(rows)), actions[rows]), advantages[rows], np.exp(log_probs)
             ratio = np.exp(log_probs[chosen] - old_log_probs[rows])
             pull = np.where((ratio - 1) * np.sign(advantage) > CLIP, 0, ratio * advantage)
-            entropy = -(probs * log_probs).sum(1, keepdims=True)
-            d_logits = probs * (pull[:, None] + 0.02 * remaining * (log_probs + entropy))
+            d_entropy = probs * ((probs * log_probs).sum(1, keepdims=True) - log_probs)
+            d_logits = probs * pull[:, None] - 0.02 * remaining * d_entropy
             d_logits[chosen] -= pull
             d_out = (np.column_stack([d_logits, values - targets[rows]]) / len(rows)).astype(np.float32)
             d_h2 = d_out @ self.params[4].T * (1 - h2**2)
@@ -143,11 +143,9 @@ def train(seconds: float, seed: int) -> tuple[list, list, dict]:
 
 
 def show_progress(share: float, note: str, *, in_a_log: bool) -> None:
-    line = f"[{'#' * round(30 * share):.<30}] {note}"
-    if sys.stderr.isatty():
-        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
-    elif in_a_log:
-        print(line, file=sys.stderr, flush=True)
+    live = sys.stderr.isatty()
+    if live or in_a_log:
+        print(f"[{'#' * round(30 * share):.<30}] {note}", end="\x1b[K\r" if live else "\n", file=sys.stderr, flush=True)
 
 
 def draw(history: list, exams: list, path: Path) -> None:
@@ -159,7 +157,6 @@ def draw(history: list, exams: list, path: Path) -> None:
     mass = np.add.reduceat(mass, cuts[:-1]).T / np.diff(cuts)  # (levels, intervals), each the mean of its interval
     order = np.lexsort((-mass.mean(1), rooms))  # by difficulty, then by how much the curriculum cared
     figure = Figure(figsize=(13, 9), layout="constrained")
-    figure.suptitle("A curriculum over 400 MiniGrid MultiRoom levels, made while the agent learns", fontsize=15)
     (mass_axis, score_axis), (share_axis, return_axis) = figure.subplots(2, 2, sharex=True, height_ratios=(3, 2))
     ends, names = np.cumsum([(rooms == k).sum() for k in ROOMS]), [f"{k} rooms" for k in ROOMS]
     for axis, table, title, norm in (
@@ -169,8 +166,7 @@ def draw(history: list, exams: list, path: Path) -> None:
         image = axis.pcolormesh(edges, np.arange(len(rooms) + 1), table[order], norm=norm, cmap="inferno")
         figure.colorbar(image, ax=axis, extend="max")
         axis.hlines(ends[:-1], 0, edges[-1], color="white", linewidth=1)
-        axis.set_yticks(ends - np.diff(ends, prepend=0) / 2, names)
-        axis.set(title=title, facecolor="lightgrey")
+        axis.set(title=title, facecolor="lightgrey", yticks=ends - np.diff(ends, prepend=0) / 2, yticklabels=names)
     shares, colors = [mass[rooms == k].sum(0) for k in ROOMS], image.cmap(np.linspace(0.15, 0.9, len(ROOMS)))
     share_axis.stackplot(edges[1:], shares, colors=colors, labels=names)
     share_axis.set(title="Sampling mass by difficulty", xlabel="seconds of training", xlim=(0, edges[-1]), ylim=(0, 1))
