@@ -65,7 +65,7 @@ class Curriculum:
     >>> curriculum = Curriculum(Config(levels=range(4), strategy="external"))
     >>> curriculum.update_scores([0, 2], [0.5, 2.0])
     2
-    >>> curriculum.weights().argmax()
+    >>> int(curriculum.weights().argmax())
     2
     >>> [assignment.is_replay for assignment in curriculum.sample(2)]
     [True, False]
@@ -404,7 +404,8 @@ class Curriculum:
         if self.config.strategy == "random":
             return np.full(len(self._space), 1.0 / len(self._space))
         if self.config.strategy == "sequential":
-            return np.eye(1, len(self._space), self._sampler.draws % len(self._space))[0]
+            following: NDArray[np.float64] = np.eye(1, len(self._space), self._sampler.draws % len(self._space))[0]
+            return following
         return self._sampler.weights()
 
     def scores(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
