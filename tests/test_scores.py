@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from plr_client import InvalidInput
 from plr_server.rollouts import check
-from plr_server.scores import STRATEGIES, advantages, find_episodes, score_episodes
+from plr_server.scores import advantages, find_episodes, score_episodes
 
 
 @pytest.mark.parametrize("case", golden.CASES)
