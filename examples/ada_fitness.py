@@ -12,8 +12,8 @@ in either way:
     trainer.set_score_function(per_trial(TRIAL_STEPS))  # sent to a server that was started with --allow-pickle
 
 Source: arXiv 2301.07608 (Human-Timescale Adaptation), which trains with Prioritized Level Replay and a fitness of its
-own, normalised per trial. Where we differ: no statistics are kept from one episode to the next, because a score function
-must depend on its segment alone.
+own, normalised per trial. Where we differ: no statistics are kept from one episode to the next, because a score
+function must depend on its segment alone.
 """
 
 from __future__ import annotations

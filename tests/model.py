@@ -119,7 +119,7 @@ def chi_square_p_value(counts, probabilities):
 
 
 class Ledger:
-    """The strategies that look back, and `alt_advantage_abs`, by plain loops: fed with blocks, it keeps {level: score}."""
+    """The strategies that look back, and `alt_advantage_abs`, by plain loops. Fed with blocks, it keeps the scores."""
 
     def __init__(self, strategy, *, partial="commit", alpha=1.0, max_score_coef=0.0, gamma=0.999, window=10):
         self.strategy, self.partial, self.gamma, self.window = strategy, partial, gamma, window

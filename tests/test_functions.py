@@ -401,8 +401,8 @@ def test_a_server_takes_no_function_unless_its_operator_says_so(ipc):
 def test_no_server_takes_functions_from_beyond_this_machine(host):
     said = faults.refused("--allow-pickle", "--insecure", "--bind", f"tcp://{host}:0")
     assert said == (
-        "plr-server: allow_pickle: expected an ipc or loopback address: whoever reaches the server could run code in it, "
-        f"got tcp://{host}:0\n"
+        "plr-server: allow_pickle: expected an ipc or loopback address: whoever reaches the server could run code in "
+        f"it, got tcp://{host}:0\n"
     )
 
 
@@ -425,7 +425,7 @@ BAD_REQUESTS = {
         {"function": GOOD},
         "3.2",
         InvalidInput,
-        f"one pickled by Python {PYTHON}, the server's, got one by",
+        f"one pickled by Python {PYTHON}, the server's, got",
     ),
     "no Python": ({"function": GOOD}, None, InvalidInput, "got one by Python None"),
     "garbage": ({"function": GOOD[:-5]}, PYTHON, ScoreFunctionError, "when it was unpickled"),
