@@ -478,6 +478,22 @@ def test_a_function_may_be_set_in_the_middle_of_things():
         assert curriculum.update_step(dones=[1], levels=[1], source="b") == 3 * (t == 2)
 
 
+@pytest.mark.parametrize("strategy", ["maxmc", "test_functions:record"])
+def test_best_returns_and_what_waits_for_a_function_stay_with_the_next_function(strategy):
+    curriculum = Curriculum(Config(levels=range(NUM_LEVELS), strategy=strategy))
+    curriculum.update(**episode([5.0], [1], values=[0.0]))
+    curriculum.update(**episode([2.0], [0], level=1, values=[0.0]))
+    curriculum.set_score_function(cloudpickle.dumps(lambda segment: (segment.best_return, segment.steps_before)))
+    curriculum.update(**episode([1.0], [1]), source="b")
+    curriculum.update(**episode([1.0], [1], level=1))
+    assert scored(curriculum) == {0: 5.0, 1: 3.0}
+    stitched = Curriculum(Config(levels=range(NUM_LEVELS), strategy="test_functions:record", partial="stitch"))
+    stitched.update(**episode([2.0], [0]))
+    stitched.set_score_function(cloudpickle.dumps(lambda segment: (segment.episode_return, segment.steps)))
+    stitched.update(**episode([1.0], [1]))
+    assert scored(stitched) == {0: 3.0}
+
+
 def test_a_resumed_curriculum_goes_on_with_the_function_bit_for_bit():
     blocks = list(model.stream(np.random.default_rng(8), num_blocks=12, num_columns=3, num_levels=NUM_LEVELS, done=0.1))
     first = Curriculum(Config(levels=range(NUM_LEVELS), alpha=0.5, strategy="external"))
