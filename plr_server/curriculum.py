@@ -315,9 +315,9 @@ class Curriculum:
     def set_score_function(self, pickled: bytes) -> None:
         """Scores episodes with a function from now on, in place of the configured strategy.
 
-        Scores given so far stay, and so do the levels' best returns where they were kept. Steps that wait to be scored are
-        dropped unless they wait for another function, since a strategy keeps only what it reads: their episodes count
-        from the next step on.
+        Scores given so far stay, and so do the levels' best returns where they were kept. Steps that wait to be scored
+        are dropped unless they wait for another function, since a strategy keeps only what it reads: their episodes
+        count from the next step on.
 
         Args:
             pickled: the function, a `plr_client.Segment` to (mean, max), as `cloudpickle.dumps` gave it. Unpickling it
