@@ -458,6 +458,18 @@ def test_bad_functions_change_nothing(case):
     assert frozen(curriculum) == before
 
 
+def test_a_function_sent_again_is_set_once():
+    curriculum = Curriculum(Config(levels=range(NUM_LEVELS)))
+    made = Dispatcher(curriculum, max_frame_bytes=1 << 20, allow_pickle=True)
+    frames = faults.request("set_score_function", {"function": GOOD}, args={"python": PYTHON})
+    first = made.answer(b"\x01peer", [bytes(frame) for frame in frames])
+    curriculum.update(**episode([1.0], [0]))  # under way
+    before = frozen(curriculum)
+    assert made.answer(b"\x01peer", [bytes(frame) for frame in frames]) == first
+    assert decode_reply([bytes(frame) for frame in first]).error is None
+    assert frozen(curriculum) == before
+
+
 def test_what_cannot_be_pickled_is_refused_at_the_caller(trusting):
     with Trainer(trusting.address) as trainer:
         lock = __import__("threading").Lock()
