@@ -152,7 +152,7 @@ def draw(history: list, exams: list, path: Path) -> None:
     env = make_env()
     rooms = np.array([(env.reset(seed=level), len(env.unwrapped.rooms))[1] for level in LEVELS])
     times, mass, scores, returns = map(np.array, zip(*history, strict=True))
-    cuts = np.linspace(0, len(times), min(len(times), 120) + 1).astype(int)
+    cuts = np.linspace(0, len(times), min(len(times), 60) + 1).astype(int)
     edges = np.append(times, exams[-1][0])[cuts]
     mass = np.add.reduceat(mass, cuts[:-1]).T / np.diff(cuts)  # (levels, intervals), each the mean of its interval
     order = np.lexsort((-mass.mean(1), rooms))  # by difficulty, then by how much the curriculum cared
@@ -164,13 +164,13 @@ def draw(history: list, exams: list, path: Path) -> None:
         (score_axis, scores[cuts[1:] - 1].T, "Score of each level (mean |advantage|)", Normalize(0, 0.3)),
     ):
         image = axis.pcolormesh(edges, np.arange(len(rooms) + 1), table[order], norm=norm, cmap="inferno")
-        figure.colorbar(image, ax=axis, extend="max")
+        figure.colorbar(image, ax=axis, extend="max", pad=0.01, aspect=40)
         axis.hlines(ends[:-1], 0, edges[-1], color="white", linewidth=1)
         axis.set(title=title, facecolor="lightgrey", yticks=ends - np.diff(ends, prepend=0) / 2, yticklabels=names)
-    shares, colors = [mass[rooms == k].sum(0) for k in ROOMS], image.cmap(np.linspace(0.15, 0.9, len(ROOMS)))
+    shares, colors = [mass[rooms == k].sum(0) for k in ROOMS], image.cmap(np.linspace(0.2, 0.9, len(ROOMS)))
     share_axis.stackplot(edges[1:], shares, colors=colors, labels=names)
     share_axis.set(title="Sampling mass by difficulty", xlabel="seconds of training", xlim=(0, edges[-1]), ylim=(0, 1))
-    share_axis.legend(loc="upper right", framealpha=0.9)
+    share_axis.legend(loc="lower right", ncols=len(ROOMS), framealpha=0.9)
     return_axis.plot(times, returns, label="return, mean of the last 100 training episodes")
     return_axis.plot(*zip(*exams, strict=True), "o-", label=f"success rate on {len(HELD_OUT)} held-out levels")
     return_axis.set(title="What the agent learns", xlabel="seconds of training", ylim=(0, 1.02))

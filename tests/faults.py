@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import re
 import signal
 import socket
@@ -13,6 +12,7 @@ import sys
 import textwrap
 import time
 import uuid
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -75,7 +75,12 @@ def daemon(bind, *options):
 def refused(*options):
     """Runs `plr-server serve OPTIONS`, which must refuse to start, and returns what it says on stderr."""
     done = subprocess.run(
-        serve_command(*options), capture_output=True, text=True, timeout=DEADLINE_S, check=False, stdin=subprocess.DEVNULL
+        serve_command(*options),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     assert (done.returncode, done.stdout) == (1, ""), done
     assert "Traceback" not in done.stderr
@@ -84,8 +89,8 @@ def refused(*options):
 
 def left_beside(bind):
     """What an ipc server has, or left, in its folder."""
-    path = bind.removeprefix("ipc://")
-    return sorted(name for name in (path, path + ".lock") if os.path.exists(name))
+    path = Path(bind.removeprefix("ipc://"))
+    return [name for name in (path, path.with_name(path.name + ".lock")) if name.exists()]
 
 
 @contextlib.contextmanager
@@ -106,8 +111,7 @@ def stale_socket(path):
 def gone(pid):
     """Whether a process has ended (a zombie has: only nobody asked for its exit code)."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-            return stat.read().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
 
@@ -198,10 +202,22 @@ BAD_FRAMES = {
     "an extension type": ([b"\xd4\x05\x00"], "protocol", "header: expected a msgpack map, got ExtType"),
     "bad utf-8": ([b"\x81\xa1\xff\x01"], "protocol", "header: expected a msgpack map, got bytes that do not unpack"),
     "deep nesting": ([nested(60_000)], "protocol", "header: expected a msgpack map, got bytes that do not unpack"),
-    "a header too long": ([header(op="x" * 70_000)], "message_too_large", "header bytes: expected at most 65536, got 700"),
-    "too many frames": ([header()] + [b""] * 16, "message_too_large", "frames: expected at most 16, got 17; push smaller"),
+    "a header too long": (
+        [header(op="x" * 70_000)],
+        "message_too_large",
+        "header bytes: expected at most 65536, got 700",
+    ),
+    "too many frames": (
+        [header()] + [b""] * 16,
+        "message_too_large",
+        "frames: expected at most 16, got 17; push smaller",
+    ),
     "no version": ([header(v=None)], "protocol", "v: expected int, got None"),
-    "another version": ([header(v=2)], "version_mismatch", "protocol version: expected 1 (the server's), got 2; install"),
+    "another version": (
+        [header(v=2)],
+        "version_mismatch",
+        "protocol version: expected 1 (the server's), got 2; install",
+    ),
     "a version that is a bool": ([header(v=True)], "protocol", "v: expected int, got True"),
     "no id": ([header(id=None)], "protocol", "id: expected int, got None"),
     "no session": ([header(session=None)], "protocol", "session: expected str, got None"),
@@ -323,8 +339,18 @@ BAD_PUSHES = {
         "rewards",
         "shape (3, 2), by the shape of levels, got shape (2,)",
     ),
-    "dones of numbers": ({"dones": np.full((3, 2), 0.5)}, InvalidInput, "dones", "bools, or numbers that are 0 or 1, got 0.5"),
-    "levels of floats": ({"levels": np.zeros((3, 2))}, InvalidInput, "levels", "an array of integers, got dtype float64"),
+    "dones of numbers": (
+        {"dones": np.full((3, 2), 0.5)},
+        InvalidInput,
+        "dones",
+        "bools, or numbers that are 0 or 1, got 0.5",
+    ),
+    "levels of floats": (
+        {"levels": np.zeros((3, 2))},
+        InvalidInput,
+        "levels",
+        "an array of integers, got dtype float64",
+    ),
     "levels of bools": ({"levels": _ONES}, InvalidInput, "levels", "an array of integers, got dtype bool"),
     "levels beyond int64": (
         {"levels": np.full((3, 2), 2**64 - 4, dtype=np.uint64)},
@@ -357,7 +383,12 @@ BAD_PUSHES = {
     "next_values with NaN": ({"next_values": [0.0, np.nan]}, InvalidInput, "next_values", f"{_FLOATS}, got nan"),
     "values too large": ({"values": _with(2e30).astype(float)}, InvalidInput, "values", f"{_FLOATS}, got 2"),
     "values missing": ({"values": None}, MissingField, "values", "an array: the strategy value_l1 needs it, got none"),
-    "rewards missing": ({"rewards": None}, MissingField, "rewards", "an array: the strategy value_l1 needs it, got none"),
+    "rewards missing": (
+        {"rewards": None},
+        MissingField,
+        "rewards",
+        "an array: the strategy value_l1 needs it, got none",
+    ),
     "dones missing": ({"dones": None}, MissingField, "dones", "an array: the strategy value_l1 needs it, got none"),
     "levels missing": ({"levels": None}, MissingField, "levels", "an array: the strategy value_l1 needs it, got none"),
     "next_values missing": (

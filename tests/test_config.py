@@ -48,7 +48,9 @@ def test_the_table_and_the_docs_have_every_field():
 
 
 def test_the_defaults_are_the_papers_procgen_setting():
-    assert {name: getattr(Config(), name) for name in TABLE} == {name: default for name, (default, _, _) in TABLE.items()}
+    assert {name: getattr(Config(), name) for name in TABLE} == {
+        name: default for name, (default, _, _) in TABLE.items()
+    }
     assert Config().levels == range(200)
 
 
@@ -152,7 +154,9 @@ def test_bad_levels(given, got):
     with pytest.raises(ConfigError) as raised:
         Config(levels=given)
     assert raised.value.field == "levels"
-    assert raised.value.expected == "START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one"
+    assert (
+        raised.value.expected == "START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one"
+    )
     assert raised.value.got.startswith(got)
 
 

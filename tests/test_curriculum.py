@@ -559,7 +559,12 @@ class CurriculumMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def update_scores(self, data):
-        pairs = data.draw(st.lists(st.tuples(st.sampled_from(list(self.config.levels)), st.floats(-5, 5)), max_size=6))
+        pairs = data.draw(
+            st.lists(
+                st.tuples(st.sampled_from(list(self.config.levels)), st.floats(-5, 5).map(lambda x: round(x, 6))),
+                max_size=6,
+            )
+        )
         self.curriculum.update_scores(
             np.array([level for level, _ in pairs], dtype=int), np.array([score for _, score in pairs], dtype=float)
         )

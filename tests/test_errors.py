@@ -104,7 +104,9 @@ def test_values_that_msgpack_cannot_carry_become_text():
 
 
 @pytest.mark.parametrize(
-    ("code", "fields"), [("from_the_future", ["a", 1]), ("invalid_input", ["a", 1])], ids=["unknown code", "other fields"]
+    ("code", "fields"),
+    [("from_the_future", ["a", 1]), ("invalid_input", ["a", 1])],
+    ids=["unknown code", "other fields"],
 )
 def test_what_this_end_does_not_know_is_a_server_error_with_the_same_text(code, fields):
     error = from_wire(code, fields)

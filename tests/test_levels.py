@@ -77,7 +77,9 @@ def test_closing_gives_the_levels_back_and_the_client_can_go_on(server, trainer)
     faults.eventually(lambda: in_flight(trainer) == before[0], "the levels are back again")
 
 
-@pytest.mark.parametrize("slots", [(4, 2), np.array([4, 2], dtype=np.uint8), range(4, 0, -2)], ids=["tuple", "uint8", "range"])
+@pytest.mark.parametrize(
+    "slots", [(4, 2), np.array([4, 2], dtype=np.uint8), range(4, 0, -2)], ids=["tuple", "uint8", "range"]
+)
 def test_slots_may_be_any_sequence(client, slots):
     assert len(client.next(2, slots=slots)) == 2
 

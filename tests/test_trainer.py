@@ -49,7 +49,11 @@ def test_the_server_does_exactly_what_the_curriculum_does():
         assert trainer.push(**truncated) == curriculum.update(**truncated)
         for step in steps_of(random_block()):
             assert trainer.push_step(**step) == curriculum.update_step(**step)
-        assert trainer.push_scores([1, 2, 1], [0.5, 1.5, -0.5]) == curriculum.update_scores([1, 2, 1], [0.5, 1.5, -0.5]) == 3
+        assert (
+            trainer.push_scores([1, 2, 1], [0.5, 1.5, -0.5])
+            == curriculum.update_scores([1, 2, 1], [0.5, 1.5, -0.5])
+            == 3
+        )
         assert faults.same(trainer.scores(), curriculum.scores())
         assert faults.same(trainer.weights(), curriculum.weights())
         stats = trainer.stats()
@@ -121,7 +125,10 @@ NO_ARRAYS = {
     "text": (np.array([["a"]]), "values: expected numbers or bools in a full array, got dtype <U1"),
     "objects": (np.array([[None]]), "values: expected numbers or bools in a full array, got dtype object"),
     "complex": (np.array([[1j]]), "values: expected numbers or bools in a full array, got dtype complex128"),
-    "ragged": ([[1.0], [1.0, 2.0]], "values: expected something numpy can turn into an array (a tensor: .detach().cpu())"),
+    "ragged": (
+        [[1.0], [1.0, 2.0]],
+        "values: expected something numpy can turn into an array (a tensor: .detach().cpu())",
+    ),
     "longdouble": (np.zeros((3, 2), np.longdouble), "values: expected an array of bool, integers or floats, got dtype"),
 }
 
@@ -178,10 +185,22 @@ def test_bad_episode_starts(trainer, name):
 
 
 BAD_SCORES = {
-    "a level outside": (([10], [1.0]), LevelOutsideSpace, "levels: expected one of the 10 levels of range(0, 10), got level 10"),
-    "other lengths": (([1, 2], [1.0]), InvalidInput, "scores: expected shape (2,) of numbers, got shape (1,) of float64"),
+    "a level outside": (
+        ([10], [1.0]),
+        LevelOutsideSpace,
+        "levels: expected one of the 10 levels of range(0, 10), got level 10",
+    ),
+    "other lengths": (
+        ([1, 2], [1.0]),
+        InvalidInput,
+        "scores: expected shape (2,) of numbers, got shape (1,) of float64",
+    ),
     "NaN": (([1], [np.nan]), InvalidInput, "scores: expected finite numbers up to 1e+30 in magnitude, got [nan]"),
-    "levels of floats": (([1.0], [1.0]), InvalidInput, "levels: expected shape (m,) of integers, got shape (1,) of float64"),
+    "levels of floats": (
+        ([1.0], [1.0]),
+        InvalidInput,
+        "levels: expected shape (m,) of integers, got shape (1,) of float64",
+    ),
 }
 
 
@@ -205,7 +224,10 @@ def test_a_refused_step_leaves_the_block_before_it_intact(trainer):
 
 
 def test_more_bytes_than_the_server_takes_are_not_sent(ipc):
-    with faults.daemon(ipc, "--levels", "0:10", "--max-frame-bytes", "100000") as server, Trainer(server.address) as trainer:
+    with (
+        faults.daemon(ipc, "--levels", "0:10", "--max-frame-bytes", "100000") as server,
+        Trainer(server.address) as trainer,
+    ):
         trainer.push(**faults.block())
         before = faults.seen_from_outside(trainer)
         block = {name: np.zeros((100, 126), dtype=value.dtype) for name, value in faults.block().items()}
