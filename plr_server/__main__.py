@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument(
         "--config",
         metavar="FILE",
-        help='a TOML file of the fields below, such as: levels = "0:200". Tables [curricula.NAME] make named curricula, '
+        help='a TOML file of the fields below, such as: levels = "0:200". Tables [curricula.NAME] make several, '
         "each with fields of its own over those at the top",
     )
     serving.add_argument("--config-json", help=argparse.SUPPRESS)  # "-": from standard input; how launch() calls

@@ -85,6 +85,9 @@ class Config:
     robust: bool = _field(
         False, "robust PLR: new levels carry train = False, so that only replayed ones are learnt from"
     )
+    max_in_flight: int = _field(
+        0, "how many env slots may play one level at once; a level at the cap is drawn no more; 0: any number"
+    )
     seed: int = _field(0, "seed of the curriculum's random generator, 0 or more")
 
     def __post_init__(self) -> None:
@@ -102,7 +105,7 @@ class Config:
         for name in ("staleness_coef", "eps", "replay_prob", "min_fill_ratio", "max_score_coef", "gamma", "gae_lambda"):
             self._number(name, "a number from 0 to 1", lambda x: 0 <= x <= 1)
         self._number("alpha", "a number above 0, up to 1", lambda x: 0 < x <= 1)
-        for name, least in (("num_steps", 1), ("seed", 0)):
+        for name, least in (("num_steps", 1), ("max_in_flight", 0), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise ConfigError(name, f"an integer, {least} or more", repr(value))
