@@ -106,7 +106,7 @@ def success_rate(agent: Agent, envs: gym.vector.VectorEnv) -> float:
 
 def train(seconds: float, seed: int) -> tuple[list, list, dict]:
     """Returns (seconds, mass, scores, return) of every rollout, (seconds, success rate) of every exam, and stats."""
-    config = Config(levels=LEVELS, temperature=0.3, staleness_coef=0.3, gamma=GAMMA, gae_lambda=GAE_LAMBDA, seed=seed)
+    config = Config(levels=LEVELS, temperature=1.0, staleness_coef=0.3, gamma=GAMMA, gae_lambda=GAE_LAMBDA, seed=seed)
     with launch(config) as server, Trainer(server.address) as trainer:  # PLR: the curriculum, a process of its own
         envs = gym.vector.AsyncVectorEnv([lambda: LevelReplay(make_env(), server.address)] * NUM_ENVS)  # PLR
         envs = LevelReplayVector(envs, server.address)  # PLR: knows the level of every step, and records the rollout
@@ -168,13 +168,13 @@ def draw(history: list, exams: list, path: Path) -> None:
         axis.hlines(ends[:-1], 0, edges[-1], color="white", linewidth=1)
         axis.set(title=title, facecolor="lightgrey", yticks=ends - np.diff(ends, prepend=0) / 2, yticklabels=names)
     shares, colors = [mass[rooms == k].sum(0) for k in ROOMS], image.cmap(np.linspace(0.2, 0.9, len(ROOMS)))
-    share_axis.stackplot(edges[1:], shares, colors=colors, labels=names)
+    share_axis.stackplot((edges[1:] + edges[:-1]) / 2, shares, colors=colors, labels=names)
     share_axis.set(title="Sampling mass by difficulty", xlabel="seconds of training", xlim=(0, edges[-1]), ylim=(0, 1))
-    share_axis.legend(loc="lower right", ncols=len(ROOMS), framealpha=0.9)
+    share_axis.legend(loc="lower right", reverse=True, framealpha=0.9)
     return_axis.plot(times, returns, label="return, mean of the last 100 training episodes")
     return_axis.plot(*zip(*exams, strict=True), "o-", label=f"success rate on {len(HELD_OUT)} held-out levels")
-    return_axis.set(title="What the agent learns", xlabel="seconds of training", ylim=(0, 1.02))
-    return_axis.legend(loc="lower right")
+    return_axis.set(title="What the agent learns", xlabel="seconds of training", ylim=(0, 1.25))
+    return_axis.legend(loc="upper left", frameon=False)
     figure.savefig(path, dpi=100)
 
 
@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=90, help="how long to train (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("demo.png"), help="where the picture goes")
+    parser.add_argument("--out", type=Path, default=Path("plr-demo.png"), help="where the picture goes")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     history, exams, stats = train(args.seconds, args.seed)

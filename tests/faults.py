@@ -60,7 +60,8 @@ def serve_command(*options):
 @contextlib.contextmanager
 def daemon(bind, *options):
     """Runs `plr-server serve --bind BIND OPTIONS`, from its ready line on; kills it where the test left it running."""
-    process = subprocess.Popen(serve_command("--bind", bind, *options), stdout=subprocess.PIPE, text=True)
+    command = serve_command("--bind", bind, *options)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603  our own command
     try:
         line = process.stdout.readline()
         ready = READY.fullmatch(line)
@@ -74,7 +75,7 @@ def daemon(bind, *options):
 
 def refused(*options):
     """Runs `plr-server serve OPTIONS`, which must refuse to start, and returns what it says on stderr."""
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603  our own command
         serve_command(*options),
         capture_output=True,
         text=True,
@@ -122,7 +123,7 @@ def gone(pid):
 @contextlib.contextmanager
 def script(code, *args):
     """Runs Python code in a process of its own, warnings as errors; killed at the end where it still runs."""
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603  our own command
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, args)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -137,7 +138,7 @@ def script(code, *args):
 
 
 def run_script(code, *args, timeout_s=DEADLINE_S):
-    """Runs Python code to its end, which must come in time, with exit code 0 and nothing on stderr; returns its output."""
+    """Runs Python code to its end, which must come in time, exit code 0 and a silent stderr; returns its output."""
     with script(code, *args) as process:
         out, err = process.communicate(timeout=timeout_s)
         assert (process.returncode, err) == (0, ""), err
@@ -295,8 +296,10 @@ BAD_FRAMES = {
     "an unknown field": (
         [header(arrays=[["prices", "<f8", [1]]]), b"\0" * 8],
         "invalid_input",
-        "prices: expected a field among columns, dones, final_values, levels, logits, next_values, rewards, truncated, "
-        "valid, values, got an unknown one",
+        (
+            "prices: expected a field among columns, dones, final_values, levels, logits, next_values, rewards, "
+            "truncated, valid, values, got an unknown one"
+        ),
     ),
 }
 
@@ -374,8 +377,10 @@ BAD_PUSHES = {
         {"levels": np.array([[3, 4], [3, 5], [3, 6]])},
         InvalidInput,
         "levels",
-        "one level from an episode's first step to its last (the level active when obs_t was produced), got level 6 after 5 "
-        "in column 1 at step 2 without a done between",
+        (
+            "one level from an episode's first step to its last (the level active when obs_t was produced), got level "
+            "6 after 5 in column 1 at step 2 without a done between"
+        ),
     ),
     "values with NaN": ({"values": _with(np.nan)}, InvalidInput, "values", f"{_FLOATS}, got nan"),
     "values with inf": ({"values": _with(np.inf)}, InvalidInput, "values", f"{_FLOATS}, got inf"),

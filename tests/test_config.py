@@ -75,7 +75,7 @@ def test_it_cannot_be_changed_but_replaced_checked_again():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.alpha = 0.5
     assert dataclasses.replace(config, alpha=0.5).alpha == 0.5
-    with pytest.raises(ConfigError, match="^alpha: "):
+    with pytest.raises(ConfigError, match=r"^alpha: "):
         dataclasses.replace(config, alpha=2.0)
 
 
@@ -162,7 +162,7 @@ def test_bad_levels(given, got):
 
 @pytest.mark.parametrize("levels", ["0:2147483647", "-9223372036854775807:9223372036854775807"])
 def test_more_levels_than_can_be_counted_are_refused_at_once(levels):
-    with pytest.raises(ConfigError, match="^levels: expected at most 2147483646 levels, got range"):
+    with pytest.raises(ConfigError, match=r"^levels: expected at most 2147483646 levels, got range"):
         Config(levels=levels)
 
 

@@ -180,7 +180,7 @@ def test_the_notice_that_the_server_stops_changes_the_hint_until_it_is_back(ipc)
 # ---- threads
 
 
-def test_threads_share_a_trainer(server, trainer):
+def test_threads_share_a_trainer(trainer):
     before = trainer.stats()["scores"]
     failures = []
 
@@ -235,7 +235,8 @@ def test_an_error_leaves_the_connection_usable(trainer):
 
 
 @pytest.mark.parametrize(
-    "again", [copy.deepcopy, lambda client: pickle.loads(pickle.dumps(client))], ids=["deepcopy", "pickle"]
+    "again",
+    [copy.deepcopy, lambda client: pickle.loads(pickle.dumps(client))],  # noqa: S301, ids=["deepcopy", "pickle"]
 )
 def test_a_copy_is_a_client_of_its_own(server, again):
     with LevelClient(server.address, timeout_s=17.0) as client:
@@ -267,7 +268,7 @@ def test_a_forked_child_and_its_parent_both_go_on(server):
         """
         import os, sys, warnings
         from plr_client import LevelClient, Trainer
-        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)  # ZeroMQ's threads, 3.12 and later
+        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
         client, trainer = LevelClient(sys.argv[1]), Trainer(sys.argv[1])
         client.next(2), trainer.stats()
         before = trainer.stats()
@@ -279,7 +280,7 @@ def test_a_forked_child_and_its_parent_both_go_on(server):
             assert during["sessions"] >= before["sessions"] + 1, during  # client and trainer of its own
             client.close()
             client.next(1)
-            warnings.simplefilter("ignore", ResourceWarning)  # pyzmq warns of the parent's sockets, not this child's to close
+            warnings.simplefilter("ignore", ResourceWarning)  # pyzmq warns of the parent's sockets
             sys.exit(0)  # with open clients, through the interpreter's end
         assert os.waitpid(pid, 0)[1] == 0
         client.next(2)
@@ -372,7 +373,8 @@ def test_the_interpreter_ends_with_open_clients_and_without_a_word(ipc):
             """
             import os, signal, sys
             from plr_client import LevelClient, ServerUnreachable, Trainer
-            idle, used, lost = LevelClient(sys.argv[1]), Trainer(sys.argv[1]), Trainer("tcp://127.0.0.1:9", timeout_s=0.1)
+            idle, used = LevelClient(sys.argv[1]), Trainer(sys.argv[1])
+            lost = Trainer("tcp://127.0.0.1:9", timeout_s=0.1)
             used.stats()
             cycle = [LevelClient(sys.argv[1])]
             cycle.append(cycle)
@@ -442,7 +444,8 @@ def test_an_interrupted_request_leaves_the_client_usable(ipc):
 def third_party_modules(code):
     """The top-level modules that some code leaves imported, less the standard library's."""
     code += "\nimport json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=faults.DEADLINE_S)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=faults.DEADLINE_S)  # noqa: S603  our own
     return {
         name for name in json.loads(done.stdout) if name not in sys.stdlib_module_names and not name.startswith("__")
     }

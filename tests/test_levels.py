@@ -112,7 +112,7 @@ def test_bad_arguments_change_nothing(client, trainer, name):
 
 def test_assignments_are_values():
     assignment = Assignment(3, is_replay=True, train=False)
-    assert pickle.loads(pickle.dumps(assignment)) == assignment
+    assert pickle.loads(pickle.dumps(assignment)) == assignment  # noqa: S301  our own bytes
     with pytest.raises(AttributeError):
         assignment.level = 4
 

@@ -94,7 +94,7 @@ def test_levels_on_the_command_line(words, levels):
 
 
 def test_what_argparse_let_through_is_checked():
-    with pytest.raises(ConfigError, match="^temperature: expected a finite number above 0, got 0.0$"):
+    with pytest.raises(ConfigError, match=r"^temperature: expected a finite number above 0, got 0.0$"):
         configured("--temperature", "0")
 
 
@@ -102,7 +102,7 @@ def test_an_unknown_toml_key_is_named(tmp_path):
     file = tmp_path / "plr.toml"
     file.write_text("temprature = 0.5\n")
     with pytest.raises(
-        ConfigError, match="^temprature: expected a field among levels, strategy, .*, got an unknown name$"
+        ConfigError, match=r"^temprature: expected a field among levels, strategy, .*, got an unknown name$"
     ):
         configured("--config", str(file))
 
@@ -220,7 +220,7 @@ def test_stats_for_people(server, played, capsys):
 
 def test_stats_for_programs_by_the_installed_command(server, played):
     command = Path(sys.executable).with_name("plr-server")
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603  our own command
         [command, "stats", server.address, "--json"],
         capture_output=True,
         text=True,

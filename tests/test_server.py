@@ -1,4 +1,4 @@
-"""plr_server/server.py: a real server process under bad input, vanishing workers, repeated requests and stop signals."""
+"""plr_server/server.py: a real server under bad input, vanishing workers, repeated requests and stop signals."""
 
 from __future__ import annotations
 
@@ -266,8 +266,8 @@ def test_a_server_whose_parent_is_gone_stops(ipc):
 def test_a_taken_ipc_path_is_refused_with_the_reason(ipc):
     with faults.daemon(ipc) as server:
         assert faults.refused("--bind", ipc) == (
-            f"plr-server: address: expected a free one, got {ipc}, taken by the server of process {server.process.pid}; "
-            "stop it or choose another --bind\n"
+            f"plr-server: address: expected a free one, got {ipc}, taken by the server of process "
+            f"{server.process.pid}; stop it or choose another --bind\n"
         )
         with Trainer(ipc) as trainer:
             assert trainer.stats()["levels"] == 200  # the first one is unharmed
@@ -293,8 +293,8 @@ def test_a_killed_servers_address_is_taken_over(ipc):
 
 def test_beyond_loopback_only_when_said_aloud():
     assert faults.refused("--bind", "tcp://0.0.0.0:0") == (
-        "plr-server: bind: expected a loopback address such as tcp://127.0.0.1:5555, or --insecure said aloud: without it "
-        "nobody beyond this machine may read or change the curriculum, got tcp://0.0.0.0:0\n"
+        "plr-server: bind: expected a loopback address such as tcp://127.0.0.1:5555, or --insecure said aloud: without "
+        "it nobody beyond this machine may read or change the curriculum, got tcp://0.0.0.0:0\n"
     )
     with faults.daemon("tcp://0.0.0.0:0", "--insecure") as server:
         port = server.address.rpartition(":")[2]
