@@ -173,7 +173,7 @@ def test_levels_come_back_while_others_keep_coming_and_going(ipc):
 
 
 def test_sessions_whose_peer_is_gone_are_forgotten_in_time_and_others_are_not(ipc):
-    dispatcher = Dispatcher(Curriculum(Config(num_steps=3)), max_frame_bytes=1 << 20)
+    dispatcher = Dispatcher({"default": Curriculum(Config(num_steps=3))}, max_frame_bytes=1 << 20)
     step = {name: array[0] for name, array in faults.block().items() if name != "next_values"} | {
         "next_values": np.zeros(2)
     }
