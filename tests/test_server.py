@@ -201,7 +201,7 @@ def test_sessions_whose_peer_is_gone_are_forgotten_in_time_and_others_are_not(ip
                 return "leaves" not in dispatcher.sessions
 
             faults.eventually(forgotten, "the transport has noticed")
-            assert list(dispatcher.sessions) == list(dispatcher.curriculum.state()["pools"]) == ["stays"]
+            assert list(dispatcher.sessions) == list(dispatcher.curricula["default"].state()["pools"]) == ["stays"]
         monitor = loop._monitor
         router.disable_monitor()
         monitor.close()
