@@ -16,6 +16,7 @@ from plr_client.errors import (
     ServerError,
     ServerStartError,
     ServerUnreachable,
+    UnknownCurriculum,
     UnknownOperation,
     VersionMismatch,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "ServerStartError",
     "ServerUnreachable",
     "Trainer",
+    "UnknownCurriculum",
     "UnknownOperation",
     "VersionMismatch",
 ]
