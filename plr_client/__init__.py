@@ -18,6 +18,7 @@ from plr_client.errors import (
     ServerError,
     ServerStartError,
     ServerUnreachable,
+    UnknownCurriculum,
     UnknownOperation,
     VersionMismatch,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "ServerStartError",
     "ServerUnreachable",
     "Trainer",
+    "UnknownCurriculum",
     "UnknownOperation",
     "VersionMismatch",
 ]

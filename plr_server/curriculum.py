@@ -108,7 +108,8 @@ class Curriculum:
 
         Returns:
             k assignments in the order of `slots`. Draws happen in that order, so the staleness each draw sees counts
-            the draws before it.
+            the draws before it. With `max_in_flight`, levels that so many slots play are left out, as if they were not
+            seen; where every seen level is and none is unseen, the cap yields.
 
         Raises:
             InvalidInput: k or slots are not what they must be.
@@ -120,6 +121,21 @@ class Curriculum:
         held = self._held.setdefault(holder, {})
         for slot in chosen:
             self._end(held.pop(slot, None))
+        indices, is_replay = [], []
+        at_once = 1 if self.config.max_in_flight else k  # under a cap, what is drawn decides what can be drawn next
+        for _ in range(0, k, at_once):
+            some, some_replayed = self._draw(at_once)
+            indices += some
+            is_replay += some_replayed
+        held.update(zip(chosen, indices, strict=True))
+        self._counts.replays += sum(is_replay)
+        return [
+            Assignment(self._space.id_of(index), replay, replay or not self.config.robust)
+            for index, replay in zip(indices, is_replay, strict=True)
+        ]
+
+    def _draw(self, k: int) -> tuple[list[int], list[bool]]:
+        """Draws k levels that begin now; returns their indices and which are replays."""
         replay_prob = self._replay_prob()
         picks, is_replay = [], []
         for drawn_before in range(k):
@@ -128,16 +144,19 @@ class Curriculum:
             is_replay.append(pick == REPLAY or bool(self._sampler.seen[pick]))
             if pick != REPLAY:
                 self._begin(pick)  # at once: the next new level must be another one
+        yielding = list(self._sampler.hidden) if self._all_at_cap() and REPLAY in picks else []
+        for index in yielding:
+            self._sampler.show(index)
         indices = self._sampler.draw(self._rng, picks)
-        for slot, pick, index in zip(chosen, picks, indices, strict=True):
-            held[slot] = index
+        for index in yielding:
+            self._sampler.hide(index)
+        for pick, index in zip(picks, indices, strict=True):
             if pick == REPLAY:
                 self._begin(index)
-        self._counts.replays += sum(is_replay)
-        return [
-            Assignment(self._space.id_of(index), replay, replay or not self.config.robust)
-            for index, replay in zip(indices, is_replay, strict=True)
-        ]
+        return indices, is_replay
+
+    def _all_at_cap(self) -> bool:
+        return len(self._sampler.hidden) == self._sampler.num_seen
 
     def holds(self, holder: str) -> bool:
         """Returns whether one of the holder's slots plays a level."""
@@ -153,6 +172,8 @@ class Curriculum:
         seen, total = self._sampler.num_seen, len(self._space)
         if seen in {0, total}:
             return float(seen > 0)
+        if self._all_at_cap():
+            return 0.0
         if self.config.replay_schedule == "proportionate":
             return min(seen / total, self.config.replay_prob)
         return self.config.replay_prob if seen / total >= self.config.min_fill_ratio else 0.0
@@ -173,15 +194,23 @@ class Curriculum:
     def _begin(self, index: int) -> None:
         self._in_flight[index] += 1
         self._available.discard(index)
+        self._hide_at_cap(index)
 
     def _end(self, index: int | None) -> None:
         if index is None:
             return
         self._in_flight[index] -= 1
+        if index in self._sampler.hidden and self._in_flight[index] < self.config.max_in_flight:
+            self._sampler.show(index)
         if not self._in_flight[index]:
             del self._in_flight[index]
             if not self._sampler.seen[index]:
                 self._available.add(index)
+
+    def _hide_at_cap(self, index: int) -> None:
+        cap, sampler = self.config.max_in_flight, self._sampler
+        if 0 < cap <= self._in_flight[index] and sampler.seen[index] and index not in sampler.hidden:
+            sampler.hide(index)
 
     # ---- what was learnt from it
 
@@ -395,6 +424,9 @@ class Curriculum:
         for index in unique[~seen].tolist():
             self._available.discard(index)
         self._sampler.set_scores(unique, new)
+        if self.config.max_in_flight:
+            for index in unique[~seen].tolist():
+                self._hide_at_cap(index)
         self._counts.scores += len(indices)
 
     # ---- what there is to know

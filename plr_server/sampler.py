@@ -64,6 +64,8 @@ class Sampler:
         scores: (N,) float64, read-only; 0 where unseen.
         seen: (N,) bool, read-only.
         last_drawn: (N,) int64, read-only; C_i, 0 where never drawn.
+        num_seen: n.
+        hidden: seen levels that `draw` leaves out for now, as if they were not seen.
 
     Source: arXiv 2010.03934, section 3 (P_S, P_C, P_replay). Peers build the whole vector for every draw, let unseen
     levels take ranks, and differ in ties, in clipping and in the all-zero cases.
@@ -83,19 +85,17 @@ class Sampler:
         self._history = _History(num_levels, staleness_coef, staleness_temperature)
         self._transform = _transform(num_levels, transform, temperature, eps)
         self._scores = np.zeros(num_levels)
+        self._seen = np.zeros(num_levels, dtype=np.bool_)
         self.scores = _read_only(self._scores)
-        self.seen = _read_only(self._history.seen[:num_levels])
+        self.seen = _read_only(self._seen)
+        self.num_seen = 0
+        self.hidden: set[int] = set()
         self.last_drawn = _read_only(self._history.last_drawn[:num_levels])
 
     @property
     def draws(self) -> int:
         """Levels drawn so far: c."""
         return self._history.draws
-
-    @property
-    def num_seen(self) -> int:
-        """Levels that have a score."""
-        return self._history.num_seen
 
     def set_scores(self, indices: Ints, scores: Floats) -> None:
         """Gives levels their scores; they are seen from now on.
@@ -104,11 +104,18 @@ class Sampler:
             indices: (m,) unique, 0..N-1.
             scores: (m,) finite, up to 1e30 in magnitude.
         """
+        hidden = self.hidden.intersection(indices.tolist()) if self.hidden else ()
+        for index in hidden:
+            self.show(index)
         seen = self.seen[indices]
         if self._transform is not None:
             self._transform.replace(indices[seen], self._scores[indices[seen]], indices, scores)
         self._scores[indices] = scores
+        self._seen[indices] = True
+        self.num_seen += int(len(seen) - seen.sum())
         self._history.add(indices[~seen])
+        for index in hidden:
+            self.hide(index)
 
     def forget(self, indices: Ints) -> None:
         """Makes levels unseen and never drawn, as they were at first.
@@ -116,12 +123,34 @@ class Sampler:
         Args:
             indices: (m,) unique, 0..N-1, seen or not.
         """
+        for index in self.hidden.intersection(indices.tolist()):
+            self.show(index)
         seen = indices[self.seen[indices]]
         if self._transform is not None:
             self._transform.replace(seen, self._scores[seen], indices[:0], self._scores[:0])
         self._scores[seen] = 0.0
+        self._seen[seen] = False
+        self.num_seen -= len(seen)
         self._history.remove(seen)
         self._history.last_drawn[indices] = 0
+
+    def hide(self, index: int) -> None:
+        """Leaves a seen level out of the draws until `show`; its score, staleness and weight stay."""
+        self.hidden.add(index)
+        self._history.remove(np.array([index]))
+        if self._transform is not None:
+            self._transform.replace(*self._entry(index), *self._entry(None))
+
+    def show(self, index: int) -> None:
+        """Lets `draw` find a hidden level again."""
+        self.hidden.remove(index)
+        self._history.add(np.array([index]))
+        if self._transform is not None:
+            self._transform.replace(*self._entry(None), *self._entry(index))
+
+    def _entry(self, index: int | None) -> tuple[Ints, Floats]:
+        indices = np.array([] if index is None else [index], dtype=np.int64)
+        return indices, self._scores[indices]
 
     def draw(self, rng: np.random.Generator, picks: list[int]) -> list[int]:
         """Draws levels one after the other: each counts as drawn before the next, whose staleness sees it.
@@ -134,10 +163,10 @@ class Sampler:
             The indices, in the order of `picks`.
 
         Raises:
-            InvalidInput: a REPLAY while no level is seen; nothing has changed.
+            InvalidInput: a REPLAY while no level is seen (hidden ones do not count); nothing has changed.
         """
         num_replays = picks.count(REPLAY)
-        if num_replays and not self.num_seen:
+        if num_replays and not self._history.num_seen:
             raise InvalidInput("picks", "a seen level to replay", "none seen")
         history, staleness_coef = self._history, self._staleness_coef
         by_score = self._by_score()
@@ -154,7 +183,16 @@ class Sampler:
         return drawn
 
     def weights(self) -> Floats:
-        """Returns (N,) P_replay: 0 where unseen, and 0 everywhere while nothing is seen."""
+        """Returns (N,) P_replay, hidden levels included: 0 where unseen, 0 everywhere while nothing is seen."""
+        hidden = list(self.hidden)
+        for index in hidden:
+            self.show(index)
+        weights = self._visible_weights()
+        for index in hidden:
+            self.hide(index)
+        return weights
+
+    def _visible_weights(self) -> Floats:
         if not self.num_seen:
             return np.zeros(len(self.scores))
         by_score = self._by_score()
@@ -386,7 +424,7 @@ class _ByWeight:
 
 
 class _History:
-    """Which levels are seen and when each was last drawn: draws by staleness, and uniform ones.
+    """Which levels may be drawn (seen, not hidden) and when each was last drawn: draws by staleness, and uniform ones.
 
     Trees of whole numbers, exact: how many seen levels there are below a node and what the sum of their C_i is, so that
     the staleness below it is c · count - sum for whatever c.

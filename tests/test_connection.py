@@ -468,7 +468,7 @@ def test_a_whole_session_loads_nothing_more(server):
 
 
 def test_a_connection_carries_any_request(server):
-    connection = Connection(server.address, timeout_s=20.0)
+    connection = Connection(server.address, curriculum="default", timeout_s=20.0)
     reply = connection.request("next", arrays={"slots": np.arange(2)})
     assert (reply.error, reply.arrays["levels"].shape) == (None, (2,))
     with pytest.raises(PlrError, match=re.escape("got 'fly'")):

@@ -451,7 +451,7 @@ def test_bad_functions_change_nothing(case):
     curriculum = curriculum_of("record", partial="stitch")
     curriculum.update(**episode([1.0, 1.0], [1, 0]))
     before = frozen(curriculum)
-    made = Dispatcher(curriculum, max_frame_bytes=1 << 20, allow_pickle=True)
+    made = Dispatcher({"default": curriculum}, max_frame_bytes=1 << 20, allow_pickle=True)
     error = ask(made, arrays, **({} if python is None else {"python": python})).error
     assert type(error) is kind
     assert message in str(error)
@@ -460,7 +460,7 @@ def test_bad_functions_change_nothing(case):
 
 def test_a_function_sent_again_is_set_once():
     curriculum = Curriculum(Config(levels=range(NUM_LEVELS)))
-    made = Dispatcher(curriculum, max_frame_bytes=1 << 20, allow_pickle=True)
+    made = Dispatcher({"default": curriculum}, max_frame_bytes=1 << 20, allow_pickle=True)
     frames = faults.request("set_score_function", {"function": GOOD}, args={"python": PYTHON})
     first = made.answer(b"\x01peer", [bytes(frame) for frame in frames])
     curriculum.update(**episode([1.0], [0]))  # under way

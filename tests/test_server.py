@@ -169,7 +169,7 @@ def test_levels_come_back_while_others_keep_coming_and_going(ipc):
 @contextlib.contextmanager
 def loop_without_a_process(ipc):
     """The server's loop, to be turned by hand."""
-    dispatcher = Dispatcher(Curriculum(Config(num_steps=3)), max_frame_bytes=1 << 20)
+    dispatcher = Dispatcher({"default": Curriculum(Config(num_steps=3))}, max_frame_bytes=1 << 20)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router, listening(router, ipc):
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         router.setsockopt(zmq.LINGER, 0)
@@ -206,7 +206,8 @@ def test_sessions_whose_peer_is_gone_are_forgotten_in_time_and_others_are_not(ip
             return "leaves" not in loop.dispatcher.sessions
 
         faults.eventually(forgotten, "the transport has noticed")
-        assert list(loop.dispatcher.sessions) == list(loop.dispatcher.curriculum.state()["pools"]) == ["stays"]
+        (curriculum,) = loop.dispatcher.curricula.values()
+        assert list(loop.dispatcher.sessions) == list(curriculum.state()["pools"]) == ["stays"]
 
 
 # ---- the end
