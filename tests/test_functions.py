@@ -406,6 +406,17 @@ def test_no_server_takes_functions_from_beyond_this_machine(host):
     )
 
 
+def test_a_named_curriculum_has_a_function_of_its_own(ipc):
+    with (
+        launch({"train": Config(), "eval": Config()}, ipc, allow_pickle=True) as server,
+        Trainer(server.address, curriculum="train") as train,
+        Trainer(server.address, curriculum="eval") as evaluation,
+    ):
+        train.set_score_function(lambda _segment: (1.0, 1.0))
+        assert train.stats()["strategy"].startswith("test_functions:")
+        assert evaluation.stats()["strategy"] == "value_l1"
+
+
 def test_loopback_is_this_machine():
     with launch(Config(), "tcp://127.0.0.1:0", allow_pickle=True) as server, Trainer(server.address) as trainer:
         trainer.set_score_function(lambda _segment: (1.0, 1.0))
