@@ -11,6 +11,7 @@ from plr_client.errors import (
     MessageTooLarge,
     MissingDependency,
     MissingField,
+    NoLevels,
     PlrError,
     ProtocolError,
     ServerError,
@@ -19,7 +20,7 @@ from plr_client.errors import (
     UnknownOperation,
     VersionMismatch,
 )
-from plr_client.levels import Assignment, LevelClient
+from plr_client.levels import Assignment, Level, LevelClient
 from plr_client.trainer import Trainer
 
 __all__ = [
@@ -27,11 +28,13 @@ __all__ = [
     "Assignment",
     "ConfigError",
     "InvalidInput",
+    "Level",
     "LevelClient",
     "LevelOutsideSpace",
     "MessageTooLarge",
     "MissingDependency",
     "MissingField",
+    "NoLevels",
     "PlrError",
     "ProtocolError",
     "ServerError",

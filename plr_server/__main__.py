@@ -111,8 +111,12 @@ def _serve(options: argparse.Namespace) -> int:
                 print(json.dumps(message), file=ready)
 
     def ready(address: str) -> None:
-        levels = len(config.levels)
-        print(f"plr-server ready at {address} ({levels} levels, {config.strategy}, {config.transform})", flush=True)
+        levels = (
+            f"{config.levels}, capacity {config.capacity}"
+            if isinstance(config.levels, str)
+            else f"{len(config.levels)} levels"
+        )
+        print(f"plr-server ready at {address} ({levels}, {config.strategy}, {config.transform})", flush=True)
         say({"address": address})
 
     try:

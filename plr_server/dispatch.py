@@ -14,7 +14,18 @@ from typing import Any
 import numpy as np
 
 from plr_client.errors import InvalidInput, PlrError, ProtocolError, ServerError, UnknownOperation
-from plr_client.protocol import Frames, Reply, Request, decode_request, encode_reply, request_id
+from plr_client.protocol import (
+    Frames,
+    Reply,
+    Request,
+    decode_request,
+    encode_reply,
+    join_payloads,
+    pack_payload,
+    request_id,
+    split_payloads,
+    unpack_payload,
+)
 from plr_server.curriculum import Curriculum
 
 logger = logging.getLogger("plr_server")
@@ -61,17 +72,19 @@ class Dispatcher:
         self.curriculum = curriculum
         self.sessions: dict[str, Session] = {}
         self._max_frame_bytes = max_frame_bytes
-        self._reads: dict[str, Callable[[], Reply]] = {
+        self._reads: dict[str, Callable[[Request], Reply]] = {
             "hello": self._hello,
             "stats": self._stats,
             "weights": self._weights,
             "scores": self._scores,
+            "levels": self._levels,
         }
         self._writes: dict[str, Callable[[Request], Reply]] = {
             "next": self._next,
             "push": self._push,
             "push_step": self._push_step,
             "push_scores": self._push_scores,
+            "insert": self._insert,
         }
 
     def answer(self, peer: bytes, frames: Sequence[Any]) -> Frames | None:
@@ -124,7 +137,7 @@ class Dispatcher:
             if request.op in self._writes:
                 return self._writes[request.op](request)
             if request.op in self._reads:
-                return self._reads[request.op]()
+                return self._reads[request.op](request)
         except PlrError as error:
             return Reply(None, error=error)
         except Exception as exc:
@@ -137,15 +150,15 @@ class Dispatcher:
 
     def _next(self, request: Request) -> Reply:
         slots = _fields(request, {"slots"}).get("slots", np.empty(0, dtype=np.int64))
-        assignments = self.curriculum.sample(slots.size, slots=slots, holder=request.session)
-        return Reply(
-            None,
-            arrays={
-                "levels": np.array([assignment.level for assignment in assignments], dtype=np.int64),
-                "is_replay": np.array([assignment.is_replay for assignment in assignments]),
-                "train": np.array([assignment.train for assignment in assignments]),
-            },
-        )
+        assignments = self.curriculum.sample(slots.size, slots=slots, holder=request.session, packed=True)
+        arrays = {
+            "levels": np.array([assignment.level for assignment in assignments], dtype=np.int64),
+            "is_replay": np.array([assignment.is_replay for assignment in assignments]),
+            "train": np.array([assignment.train for assignment in assignments]),
+        }
+        if assignments[0].payload is not None:
+            arrays |= join_payloads([assignment.payload for assignment in assignments])
+        return Reply(None, arrays=arrays)
 
     def _push(self, request: Request) -> Reply:
         fields = _fields(request, set(_ROLLOUT))
@@ -159,18 +172,36 @@ class Dispatcher:
         fields = {"levels": None, "scores": None, **_fields(request, {"levels", "scores"})}
         return Reply(None, {"scored": self.curriculum.update_scores(**fields)})
 
-    def _hello(self) -> Reply:
+    def _insert(self, request: Request) -> Reply:
+        fields = _fields(request, {"payloads", "payload_bytes", "scores", "parents"})
+        packed = [pack_payload(unpack_payload(payload)) for payload in split_payloads(fields)]  # made canonical here
+        ids = self.curriculum.insert_packed(packed, fields.get("scores"), fields.get("parents"))
+        return Reply(None, arrays={"ids": ids})
+
+    def _hello(self, _: Request) -> Reply:
         return Reply(None, {"max_frame_bytes": self._max_frame_bytes})
 
-    def _stats(self) -> Reply:
+    def _stats(self, _: Request) -> Reply:
         return Reply(None, self.curriculum.stats() | {"sessions": len(self.sessions)})
 
-    def _weights(self) -> Reply:
+    def _weights(self, _: Request) -> Reply:
         return Reply(None, arrays={"weights": self.curriculum.weights()})
 
-    def _scores(self) -> Reply:
+    def _scores(self, _: Request) -> Reply:
         return Reply(
             None, arrays=dict(zip(("ids", "scores", "staleness", "seen"), self.curriculum.scores(), strict=True))
+        )
+
+    def _levels(self, request: Request) -> Reply:
+        fields = {"levels": None, **_fields(request, {"levels"})}
+        levels = self.curriculum.levels_packed(**fields)
+        return Reply(
+            None,
+            arrays={
+                "levels": np.array([level for level, _, _ in levels], dtype=np.int64),
+                "parents": np.array([parent for _, _, parent in levels], dtype=np.int64),
+                **join_payloads([packed for _, packed, _ in levels]),
+            },
         )
 
 

@@ -214,7 +214,7 @@ BAD_FRAMES = {
     "an unknown op": (
         [header(op="steal")],
         "unknown_operation",
-        "op: expected one of goodbye, hello, next, push, push_scores, push_step, scores, stats, weights, got 'steal'",
+        "op: expected one of goodbye, hello, insert, levels, next, push, push_scores, push_step, scores, stats, weights, got 'steal'",
     ),
     "arrays that are a map": ([header(arrays={})], "protocol", "arrays: expected list, got {}"),
     "an array frame missing": (
