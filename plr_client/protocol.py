@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -169,16 +169,27 @@ def pack_payload(payload: Any) -> bytes:
     Raises:
         InvalidInput: it is no msgpack value, nested too deeply, or too large.
     """
+    if payload is None:
+        raise InvalidInput("payloads", "values other than None, which stands for no payload", "None")
     try:
         packed: bytes = msgpack.packb(_canonical(payload, 0))
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        expected = (
-            "None, bools, ints, floats, str, bytes, and lists and maps of them (an array: .tolist() or .tobytes())"
-        )
+        expected = "bools, ints, floats, str, bytes, and lists and maps of them (an array: .tolist() or .tobytes())"
         raise InvalidInput("payloads", expected, f"{exc!s:.200}") from exc
     if len(packed) > MAX_PAYLOAD_BYTES:
         raise InvalidInput("payloads", f"at most {MAX_PAYLOAD_BYTES} bytes each, packed", f"{len(packed)}")
     return packed
+
+
+def pack_payloads(payloads: Any) -> list[bytes]:
+    """Returns the canonical msgpack bytes of each of some payloads.
+
+    Raises:
+        InvalidInput: it is no list of payloads, or as `pack_payload`.
+    """
+    if isinstance(payloads, str | bytes | Mapping) or not isinstance(payloads, Iterable):
+        raise InvalidInput("payloads", "a list of payloads", f"{payloads!r:.80}")
+    return [pack_payload(payload) for payload in payloads]
 
 
 def unpack_payload(packed: Any) -> Any:

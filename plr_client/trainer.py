@@ -6,7 +6,7 @@ that every client meets the same checks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from plr_client.connection import Connection
 from plr_client.errors import InvalidInput, MissingField
 from plr_client.levels import NO_PARENT, Level
-from plr_client.protocol import join_payloads, pack_payload, split_payloads, unpack_payload
+from plr_client.protocol import join_payloads, pack_payloads, split_payloads, unpack_payload
 
 
 class Trainer:
@@ -169,7 +169,7 @@ class Trainer:
         parent.
 
         Args:
-            payloads: up to 4096 msgpack values (None, bools, ints, floats, str, bytes, and lists and maps of them), up
+            payloads: up to 4096 msgpack values (bools, ints, floats, str, bytes, and lists and maps of them), up
                 to 64 KiB each when packed. An array becomes one by `.tolist()` or `.tobytes()`.
             scores: (m,) finite floats, each applied as by `push_scores`: a new level enters the table if there is room
                 or its score is high enough. Without scores, new levels wait to be handed out as new.
@@ -183,11 +183,9 @@ class Trainer:
                 than `capacity` would wait; nothing was applied.
             ServerUnreachable: no reply within the timeout.
         """
-        if isinstance(payloads, str | bytes | Mapping) or not isinstance(payloads, Iterable):
-            raise InvalidInput("payloads", "a list of payloads", f"{payloads!r:.80}")
         fields = {"scores": scores, "parents": parents}
         arrays = {name: _array(name, value) for name, value in fields.items() if value is not None}
-        joined = join_payloads([pack_payload(payload) for payload in payloads])
+        joined = join_payloads(pack_payloads(payloads))
         return self._connection.request("insert", arrays=joined | arrays).arrays["ids"]
 
     def levels(self, levels: ArrayLike) -> list[Level]:

@@ -505,7 +505,8 @@ class Curriculum:
         if self.config.strategy == "random":
             return np.full(len(self._space), 1.0 / len(self._space))
         if self.config.strategy == "sequential":
-            return np.eye(1, len(self._space), self._sampler.draws % len(self._space))[0]
+            following: NDArray[np.float64] = np.eye(1, len(self._space), self._sampler.draws % len(self._space))[0]
+            return following
         return self._sampler.weights()[: self._num_indices()]
 
     def _num_indices(self) -> int:

@@ -338,7 +338,8 @@ class _PowerOfRank:
 
     def _of_ranks(self, ranks: Ints) -> Floats:
         with np.errstate(all="ignore"):  # the weights of hopeless ranks may underflow to 0
-            weights: Floats = (ranks + 1.0) ** -self._exponent
+            weights: Floats = ranks.astype(np.float64) + 1.0
+            weights **= -self._exponent
         return weights
 
     def _grow(self, n: int) -> None:
