@@ -1,7 +1,7 @@
 """Trains a small agent on 400 MiniGrid levels while the curriculum decides which level each episode plays.
 
-Run it with `make demo`. It prints what the curriculum did, and draws it. The five lines marked PLR are all that
-Prioritized Level Replay asks of a training script; the rest is a plain PPO agent, in numpy.
+Run it with `make demo`. It prints what the curriculum did, and draws it. The lines marked PLR are all that Prioritized
+Level Replay asks of a training script; the rest is a plain PPO agent, in numpy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: more threa
 
 import gymnasium as gym
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from minigrid.envs import MultiRoomEnv
@@ -43,8 +42,8 @@ class Agent:
     def __init__(self, rng: np.random.Generator, hidden: int = 64) -> None:
         self.rng, self.updates = rng, 0
         layers = ((490, hidden, 0.2), (hidden, hidden, 0.18), (hidden, len(ACTIONS) + 1, 0.01))
-        arrays = [p for m, n, std in layers for p in (rng.normal(0, std, (m, n)), np.zeros(n))]
-        self.params, self.means, self.squares = ([s * p.astype(np.float32) for p in arrays] for s in (1, 0, 0))
+        self.params = [np.float32(p) for m, n, std in layers for p in (rng.normal(0, std, (m, n)), np.zeros(n))]
+        self.means, self.squares = ([np.zeros_like(p) for p in self.params] for _ in range(2))  # Adam's moments
 
     def forward(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """Takes views (B, 7, 7, 3) through x, one-hot cells, and two layers to log-probs (B, 4) and values (B,)."""
@@ -71,8 +70,8 @@ class Agent:
             chosen, advantage, probs = (np.arange(len(rows)), actions[rows]), advantages[rows], np.exp(log_probs)
             ratio = np.exp(log_probs[chosen] - old_log_probs[rows])
             pull = np.where((ratio - 1) * np.sign(advantage) > CLIP, 0, ratio * advantage)
-            entropy = -(probs * log_probs).sum(1, keepdims=True)
-            d_logits = probs * (pull[:, None] + 0.02 * remaining * (log_probs + entropy))
+            d_entropy = probs * ((probs * log_probs).sum(1, keepdims=True) - log_probs)
+            d_logits = probs * pull[:, None] - 0.02 * remaining * d_entropy
             d_logits[chosen] -= pull
             d_out = (np.column_stack([d_logits, values - targets[rows]]) / len(rows)).astype(np.float32)
             d_h2 = d_out @ self.params[4].T * (1 - h2**2)
@@ -107,25 +106,24 @@ def success_rate(agent: Agent, envs: gym.vector.VectorEnv) -> float:
 
 def train(seconds: float, seed: int) -> tuple[list, list, dict]:
     """Returns (seconds, mass, scores, return) of every rollout, (seconds, success rate) of every exam, and stats."""
-    config = Config(levels=LEVELS, temperature=0.3, staleness_coef=0.3, gamma=GAMMA, gae_lambda=GAE_LAMBDA, seed=seed)
+    config = Config(levels=LEVELS, temperature=1.0, staleness_coef=0.3, gamma=GAMMA, gae_lambda=GAE_LAMBDA, seed=seed)
     with launch(config) as server, Trainer(server.address) as trainer:  # PLR: the curriculum, a process of its own
-        envs = gym.vector.AsyncVectorEnv([lambda: LevelReplay(make_env(), server.address)] * NUM_ENVS)  # PLR: asks it
-        envs = LevelReplayVector(envs, server.address)  # PLR: knows which level every step belongs to
+        envs = gym.vector.AsyncVectorEnv([lambda: LevelReplay(make_env(), server.address)] * NUM_ENVS)  # PLR
+        envs = LevelReplayVector(envs, server.address)  # PLR: knows the level of every step, and records the rollout
         exam_envs = gym.vector.SyncVectorEnv([make_env] * len(HELD_OUT))
         agent = Agent(np.random.default_rng(seed))
         history, returns, exams = [], [], [(0.0, success_rate(agent, exam_envs))]
         images, _ = envs.reset(seed=seed)
         steps, start = 0, time.monotonic()
         while (elapsed := time.monotonic() - start) < seconds:
-            rollout = []
+            rows = []
             for _ in range(NUM_STEPS):
                 actions, log_probs, values = agent.act(images)
                 seen, (images, rewards, terminated, truncated, _) = images, envs.step(ACTIONS[actions])
                 dones = terminated | truncated
-                rollout.append((seen, actions, log_probs, values, rewards, terminated, dones, envs.valid))
+                rows.append((seen, actions, log_probs, values, rewards, terminated, dones, envs.valid))
                 returns += rewards[dones].tolist()  # MiniGrid rewards only the step that reaches the goal
-            rollout = [np.stack(column) for column in zip(*rollout, strict=True)]  # each (NUM_STEPS, NUM_ENVS, ...)
-            seen, actions, log_probs, values, rewards, terminated, dones, valid = rollout
+            seen, actions, log_probs, values, rewards, terminated, dones, valid = map(np.stack, zip(*rows, strict=True))
             next_values = agent.forward(images)[-1]
             envs.push(values, next_values)  # PLR: what was played is scored, and so decides what is played next
             advantages = advantages_of(values, next_values, rewards, terminated, dones)
@@ -140,50 +138,43 @@ def train(seconds: float, seed: int) -> tuple[list, list, dict]:
             note = f"{steps:,} steps, {steps / elapsed:,.0f}/s  return {recent:.2f}  held-out {exams[-1][1]:.0%}"
             show_progress(elapsed / seconds, f"{seconds - elapsed:3.0f} s left  {note}", in_a_log=is_exam)
         exams.append((seconds, success_rate(agent, exam_envs)))
-        stats = trainer.stats()
         envs.close()
-    return history, exams, stats
+        return history, exams, trainer.stats()
 
 
 def show_progress(share: float, note: str, *, in_a_log: bool) -> None:
-    line = f"[{'#' * round(30 * share):.<30}] {note}"
-    if sys.stderr.isatty():
-        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
-    elif in_a_log:
-        print(line, file=sys.stderr, flush=True)
+    live = sys.stderr.isatty()
+    if live or in_a_log:
+        print(f"[{'#' * round(30 * share):.<30}] {note}", end="\x1b[K\r" if live else "\n", file=sys.stderr, flush=True)
 
 
 def draw(history: list, exams: list, path: Path) -> None:
     env = make_env()
     rooms = np.array([(env.reset(seed=level), len(env.unwrapped.rooms))[1] for level in LEVELS])
     times, mass, scores, returns = map(np.array, zip(*history, strict=True))
-    cuts = np.linspace(0, len(times), min(len(times), 120) + 1).astype(int)
+    cuts = np.linspace(0, len(times), min(len(times), 60) + 1).astype(int)
     edges = np.append(times, exams[-1][0])[cuts]
     mass = np.add.reduceat(mass, cuts[:-1]).T / np.diff(cuts)  # (levels, intervals), each the mean of its interval
     order = np.lexsort((-mass.mean(1), rooms))  # by difficulty, then by how much the curriculum cared
-    relative = np.where(mass > 0, mass * len(rooms), np.nan)  # 1 is what uniform sampling would give a level
     figure = Figure(figsize=(13, 9), layout="constrained")
-    figure.suptitle("A curriculum over 400 MiniGrid MultiRoom levels, made while the agent learns", fontsize=15)
     (mass_axis, score_axis), (share_axis, return_axis) = figure.subplots(2, 2, sharex=True, height_ratios=(3, 2))
-    ends = np.cumsum([(rooms == k).sum() for k in ROOMS])
+    ends, names = np.cumsum([(rooms == k).sum() for k in ROOMS]), [f"{k} rooms" for k in ROOMS]
     for axis, table, title, norm in (
-        (mass_axis, relative, "Sampling mass of each level (1 = uniform)", LogNorm(0.1, 100)),
+        (mass_axis, mass * len(rooms), "Sampling mass of each level (1 = uniform, grey = not seen)", LogNorm(0.1, 100)),
         (score_axis, scores[cuts[1:] - 1].T, "Score of each level (mean |advantage|)", Normalize(0, 0.3)),
     ):
         image = axis.pcolormesh(edges, np.arange(len(rooms) + 1), table[order], norm=norm, cmap="inferno")
-        figure.colorbar(image, ax=axis, extend="max")
+        figure.colorbar(image, ax=axis, extend="max", pad=0.01, aspect=40)
         axis.hlines(ends[:-1], 0, edges[-1], color="white", linewidth=1)
-        axis.set_yticks(ends - np.diff(ends, prepend=0) / 2, [f"{k} rooms" for k in ROOMS])
-        axis.set(title=title, facecolor="lightgrey")
-    colors = colormaps["plasma"](np.linspace(0.05, 0.9, len(ROOMS)))
-    shares = [mass[rooms == k].sum(0) for k in ROOMS]
-    share_axis.stackplot(edges[1:], shares, colors=colors, labels=[f"{k} rooms" for k in ROOMS])
+        axis.set(title=title, facecolor="lightgrey", yticks=ends - np.diff(ends, prepend=0) / 2, yticklabels=names)
+    shares, colors = [mass[rooms == k].sum(0) for k in ROOMS], image.cmap(np.linspace(0.2, 0.9, len(ROOMS)))
+    share_axis.stackplot((edges[1:] + edges[:-1]) / 2, shares, colors=colors, labels=names)
     share_axis.set(title="Sampling mass by difficulty", xlabel="seconds of training", xlim=(0, edges[-1]), ylim=(0, 1))
-    share_axis.legend(loc="upper right", framealpha=0.9)
+    share_axis.legend(loc="lower right", reverse=True, framealpha=0.9)
     return_axis.plot(times, returns, label="return, mean of the last 100 training episodes")
     return_axis.plot(*zip(*exams, strict=True), "o-", label=f"success rate on {len(HELD_OUT)} held-out levels")
-    return_axis.set(title="What the agent learns", xlabel="seconds of training", ylim=(0, 1.02))
-    return_axis.legend(loc="lower right")
+    return_axis.set(title="What the agent learns", xlabel="seconds of training", ylim=(0, 1.25))
+    return_axis.legend(loc="upper left", frameon=False)
     figure.savefig(path, dpi=100)
 
 
@@ -191,12 +182,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=90, help="how long to train (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("demo.png"), help="where the picture goes")
+    parser.add_argument("--out", type=Path, default=Path("plr-demo.png"), help="where the picture goes")
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     history, exams, stats = train(args.seconds, args.seed)
     draw(history, exams, args.out)
-    print(file=sys.stderr)
-    print(f"levels seen       {stats['levels_seen']} of {stats['levels']}")
+    print(f"\nlevels seen       {stats['levels_seen']} of {stats['levels']}")
     print(f"replay share      {stats['replay_share']:.0%} of {stats['draws']:,} episodes replayed a level")
     print(f"effective levels  {stats['effective_levels']:.1f} (as spread out as this many equally likely ones)")
     print(f"mean score        {stats['mean_score']:.3f}")

@@ -65,7 +65,7 @@ class Curriculum:
     >>> curriculum = Curriculum(Config(levels=range(4), strategy="external"))
     >>> curriculum.update_scores([0, 2], [0.5, 2.0])
     2
-    >>> curriculum.weights().argmax()
+    >>> int(curriculum.weights().argmax())
     2
     >>> [assignment.is_replay for assignment in curriculum.sample(2)]
     [True, False]

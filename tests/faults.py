@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import re
 import signal
 import socket
@@ -13,6 +12,7 @@ import sys
 import textwrap
 import time
 import uuid
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -60,7 +60,8 @@ def serve_command(*options):
 @contextlib.contextmanager
 def daemon(bind, *options):
     """Runs `plr-server serve --bind BIND OPTIONS`, from its ready line on; kills it where the test left it running."""
-    process = subprocess.Popen(serve_command("--bind", bind, *options), stdout=subprocess.PIPE, text=True)
+    command = serve_command("--bind", bind, *options)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603  our own command
     try:
         line = process.stdout.readline()
         ready = READY.fullmatch(line)
@@ -74,8 +75,13 @@ def daemon(bind, *options):
 
 def refused(*options):
     """Runs `plr-server serve OPTIONS`, which must refuse to start, and returns what it says on stderr."""
-    done = subprocess.run(
-        serve_command(*options), capture_output=True, text=True, timeout=DEADLINE_S, check=False, stdin=subprocess.DEVNULL
+    done = subprocess.run(  # noqa: S603  our own command
+        serve_command(*options),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     assert (done.returncode, done.stdout) == (1, ""), done
     assert "Traceback" not in done.stderr
@@ -84,8 +90,8 @@ def refused(*options):
 
 def left_beside(bind):
     """What an ipc server has, or left, in its folder."""
-    path = bind.removeprefix("ipc://")
-    return sorted(name for name in (path, path + ".lock") if os.path.exists(name))
+    path = Path(bind.removeprefix("ipc://"))
+    return [name for name in (path, path.with_name(path.name + ".lock")) if name.exists()]
 
 
 @contextlib.contextmanager
@@ -106,8 +112,7 @@ def stale_socket(path):
 def gone(pid):
     """Whether a process has ended (a zombie has: only nobody asked for its exit code)."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-            return stat.read().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
 
@@ -118,7 +123,7 @@ def gone(pid):
 @contextlib.contextmanager
 def script(code, *args):
     """Runs Python code in a process of its own, warnings as errors; killed at the end where it still runs."""
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603  our own command
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, args)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -133,7 +138,7 @@ def script(code, *args):
 
 
 def run_script(code, *args, timeout_s=DEADLINE_S):
-    """Runs Python code to its end, which must come in time, with exit code 0 and nothing on stderr; returns its output."""
+    """Runs Python code to its end, which must come in time, exit code 0 and a silent stderr; returns its output."""
     with script(code, *args) as process:
         out, err = process.communicate(timeout=timeout_s)
         assert (process.returncode, err) == (0, ""), err
@@ -198,10 +203,22 @@ BAD_FRAMES = {
     "an extension type": ([b"\xd4\x05\x00"], "protocol", "header: expected a msgpack map, got ExtType"),
     "bad utf-8": ([b"\x81\xa1\xff\x01"], "protocol", "header: expected a msgpack map, got bytes that do not unpack"),
     "deep nesting": ([nested(60_000)], "protocol", "header: expected a msgpack map, got bytes that do not unpack"),
-    "a header too long": ([header(op="x" * 70_000)], "message_too_large", "header bytes: expected at most 65536, got 700"),
-    "too many frames": ([header()] + [b""] * 16, "message_too_large", "frames: expected at most 16, got 17; push smaller"),
+    "a header too long": (
+        [header(op="x" * 70_000)],
+        "message_too_large",
+        "header bytes: expected at most 65536, got 700",
+    ),
+    "too many frames": (
+        [header()] + [b""] * 16,
+        "message_too_large",
+        "frames: expected at most 16, got 17; push smaller",
+    ),
     "no version": ([header(v=None)], "protocol", "v: expected int, got None"),
-    "another version": ([header(v=2)], "version_mismatch", "protocol version: expected 1 (the server's), got 2; install"),
+    "another version": (
+        [header(v=2)],
+        "version_mismatch",
+        "protocol version: expected 1 (the server's), got 2; install",
+    ),
     "a version that is a bool": ([header(v=True)], "protocol", "v: expected int, got True"),
     "no id": ([header(id=None)], "protocol", "id: expected int, got None"),
     "no session": ([header(session=None)], "protocol", "session: expected str, got None"),
@@ -279,8 +296,10 @@ BAD_FRAMES = {
     "an unknown field": (
         [header(arrays=[["prices", "<f8", [1]]]), b"\0" * 8],
         "invalid_input",
-        "prices: expected a field among columns, dones, final_values, levels, logits, next_values, rewards, truncated, "
-        "valid, values, got an unknown one",
+        (
+            "prices: expected a field among columns, dones, final_values, levels, logits, next_values, rewards, "
+            "truncated, valid, values, got an unknown one"
+        ),
     ),
 }
 
@@ -323,8 +342,18 @@ BAD_PUSHES = {
         "rewards",
         "shape (3, 2), by the shape of levels, got shape (2,)",
     ),
-    "dones of numbers": ({"dones": np.full((3, 2), 0.5)}, InvalidInput, "dones", "bools, or numbers that are 0 or 1, got 0.5"),
-    "levels of floats": ({"levels": np.zeros((3, 2))}, InvalidInput, "levels", "an array of integers, got dtype float64"),
+    "dones of numbers": (
+        {"dones": np.full((3, 2), 0.5)},
+        InvalidInput,
+        "dones",
+        "bools, or numbers that are 0 or 1, got 0.5",
+    ),
+    "levels of floats": (
+        {"levels": np.zeros((3, 2))},
+        InvalidInput,
+        "levels",
+        "an array of integers, got dtype float64",
+    ),
     "levels of bools": ({"levels": _ONES}, InvalidInput, "levels", "an array of integers, got dtype bool"),
     "levels beyond int64": (
         {"levels": np.full((3, 2), 2**64 - 4, dtype=np.uint64)},
@@ -348,8 +377,10 @@ BAD_PUSHES = {
         {"levels": np.array([[3, 4], [3, 5], [3, 6]])},
         InvalidInput,
         "levels",
-        "one level from an episode's first step to its last (the level active when obs_t was produced), got level 6 after 5 "
-        "in column 1 at step 2 without a done between",
+        (
+            "one level from an episode's first step to its last (the level active when obs_t was produced), got level "
+            "6 after 5 in column 1 at step 2 without a done between"
+        ),
     ),
     "values with NaN": ({"values": _with(np.nan)}, InvalidInput, "values", f"{_FLOATS}, got nan"),
     "values with inf": ({"values": _with(np.inf)}, InvalidInput, "values", f"{_FLOATS}, got inf"),
@@ -357,7 +388,12 @@ BAD_PUSHES = {
     "next_values with NaN": ({"next_values": [0.0, np.nan]}, InvalidInput, "next_values", f"{_FLOATS}, got nan"),
     "values too large": ({"values": _with(2e30).astype(float)}, InvalidInput, "values", f"{_FLOATS}, got 2"),
     "values missing": ({"values": None}, MissingField, "values", "an array: the strategy value_l1 needs it, got none"),
-    "rewards missing": ({"rewards": None}, MissingField, "rewards", "an array: the strategy value_l1 needs it, got none"),
+    "rewards missing": (
+        {"rewards": None},
+        MissingField,
+        "rewards",
+        "an array: the strategy value_l1 needs it, got none",
+    ),
     "dones missing": ({"dones": None}, MissingField, "dones", "an array: the strategy value_l1 needs it, got none"),
     "levels missing": ({"levels": None}, MissingField, "levels", "an array: the strategy value_l1 needs it, got none"),
     "next_values missing": (

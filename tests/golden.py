@@ -27,7 +27,7 @@ GAMMA, GAE_LAMBDA = float(SCORES["gamma"]), float(SCORES["gae_lambda"])
 
 
 def block(case):
-    """The pushed fields of one case, with a level of its own for every episode: level = the episode's row in `episodes`."""
+    """The pushed fields of one case; every episode has a level of its own, its row in `episodes`."""
     fields = {
         name: SCORES[f"{case}/{name}"]
         for name in ("values", "rewards", "dones", "next_values", "truncated", "final_values", "logits")

@@ -48,7 +48,9 @@ def test_the_table_and_the_docs_have_every_field():
 
 
 def test_the_defaults_are_the_papers_procgen_setting():
-    assert {name: getattr(Config(), name) for name in TABLE} == {name: default for name, (default, _, _) in TABLE.items()}
+    assert {name: getattr(Config(), name) for name in TABLE} == {
+        name: default for name, (default, _, _) in TABLE.items()
+    }
     assert Config().levels == range(200)
 
 
@@ -73,7 +75,7 @@ def test_it_cannot_be_changed_but_replaced_checked_again():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.alpha = 0.5
     assert dataclasses.replace(config, alpha=0.5).alpha == 0.5
-    with pytest.raises(ConfigError, match="^alpha: "):
+    with pytest.raises(ConfigError, match=r"^alpha: "):
         dataclasses.replace(config, alpha=2.0)
 
 
@@ -152,13 +154,15 @@ def test_bad_levels(given, got):
     with pytest.raises(ConfigError) as raised:
         Config(levels=given)
     assert raised.value.field == "levels"
-    assert raised.value.expected == "START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one"
+    assert (
+        raised.value.expected == "START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one"
+    )
     assert raised.value.got.startswith(got)
 
 
 @pytest.mark.parametrize("levels", ["0:2147483647", "-9223372036854775807:9223372036854775807"])
 def test_more_levels_than_can_be_counted_are_refused_at_once(levels):
-    with pytest.raises(ConfigError, match="^levels: expected at most 2147483646 levels, got range"):
+    with pytest.raises(ConfigError, match=r"^levels: expected at most 2147483646 levels, got range"):
         Config(levels=levels)
 
 

@@ -81,7 +81,10 @@ BAD_STEPS = {
     "a column more": ({name: np.zeros(3) for name in step()} | {"levels": np.zeros(3, dtype=int)}, "columns: expected"),
     "a block": ({name: array[np.newaxis] for name, array in step().items()}, "levels: expected shape (T, N)"),
     "NaN": ({"values": np.array([np.nan, 0.0])}, "values: expected finite numbers"),
-    "a level outside": ({"levels": np.array([3, 99])}, "levels: expected one of the 10 levels of range(0, 10), got level 99"),
+    "a level outside": (
+        {"levels": np.array([3, 99])},
+        "levels: expected one of the 10 levels of range(0, 10), got level 99",
+    ),
     "no rewards": ({"rewards": None}, "rewards: expected an array: the strategy value_l1 needs it, got none"),
 }
 
@@ -266,12 +269,18 @@ def test_bad_requests_open_no_session():
 
 # ---- anything at all
 
-OPS = st.sampled_from(["hello", "next", "push", "push_step", "push_scores", "stats", "weights", "scores", "goodbye", "fly"])
-NAMES = st.sampled_from(["levels", "scores", "slots", "values", "rewards", "dones", "next_values", "valid", "columns", "x"])
+OPS = st.sampled_from(
+    ["hello", "next", "push", "push_step", "push_scores", "stats", "weights", "scores", "goodbye", "fly"]
+)
+NAMES = st.sampled_from(
+    ["levels", "scores", "slots", "values", "rewards", "dones", "next_values", "valid", "columns", "x"]
+)
 DTYPES = st.sampled_from(["<f8", "<f4", "<f2", "<i8", "<u8", "|b1", "|u1", "<U1", "|O", "", 3])
 AXES = st.integers(-1, 3) | st.sampled_from([2**31, 2**62, 2**63, 2**64 - 1])
 DESCRIBED = st.tuples(NAMES, DTYPES, st.lists(AXES, max_size=5)).map(list)
-JUNK = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=3) | st.lists(st.none(), max_size=2)
+JUNK = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=3) | st.lists(st.none(), max_size=2)
+)
 HEADERS = st.fixed_dictionaries(
     {"op": OPS, "seq": st.integers(-1, 5), "session": st.sampled_from(["a", "b"])},
     optional={
@@ -301,7 +310,9 @@ def well_shaped(draw):
 @st.composite
 def mutated(draw):
     """A good push with a byte changed, a frame lost, or two frames swapped."""
-    frames = [bytes(frame) for frame in faults.request("push", faults.block(), session="a", seq=draw(st.integers(1, 5)))]
+    frames = [
+        bytes(frame) for frame in faults.request("push", faults.block(), session="a", seq=draw(st.integers(1, 5)))
+    ]
     which, other = draw(st.integers(0, len(frames) - 1)), draw(st.integers(0, len(frames) - 1))
     kind = draw(st.sampled_from(["byte", "lost", "swapped"]))
     if kind == "lost":

@@ -36,7 +36,10 @@ EXAMPLES = {
     "ServerStartError": (("bind: expected a folder",), "bind: expected a folder"),
     "AddressTaken": (
         ("tcp://127.0.0.1:1", "another process"),
-        "address: expected a free one, got tcp://127.0.0.1:1, taken by another process; stop it or choose another --bind",
+        (
+            "address: expected a free one, got tcp://127.0.0.1:1, taken by another process; "
+            "stop it or choose another --bind"
+        ),
     ),
     "MissingDependency": (
         ("minigrid", "demo"),
@@ -78,7 +81,7 @@ def test_the_wire_rebuilds_class_values_and_message(error):
 
 
 def test_pickle_rebuilds_class_and_values(error):
-    again = pickle.loads(pickle.dumps(error))
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301  our own bytes
     assert (type(again), again.args, str(again)) == (type(error), error.args, str(error))
 
 
@@ -104,7 +107,9 @@ def test_values_that_msgpack_cannot_carry_become_text():
 
 
 @pytest.mark.parametrize(
-    ("code", "fields"), [("from_the_future", ["a", 1]), ("invalid_input", ["a", 1])], ids=["unknown code", "other fields"]
+    ("code", "fields"),
+    [("from_the_future", ["a", 1]), ("invalid_input", ["a", 1])],
+    ids=["unknown code", "other fields"],
 )
 def test_what_this_end_does_not_know_is_a_server_error_with_the_same_text(code, fields):
     error = from_wire(code, fields)

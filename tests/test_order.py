@@ -55,7 +55,7 @@ def test_blocks_stay_bounded_while_all_keys_wander():
                 new = {index: center + key / 1000 for index, key in old.items()}
                 key_order.replace(*pairs(old), *pairs(new))
                 keys |= new
-            sizes = [len(block) for block in key_order._keys]
-            assert min(sizes) >= 16
-            assert max(sizes) <= 64
+                sizes = [len(block) for block in key_order._keys]
+                assert min(sizes) >= 16
+                assert max(sizes) <= 64
         assert key_order.indices().tolist() == expected(keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,14 +12,13 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 
-import wrappers.procgen
 from plr_client import InvalidInput, MissingDependency, Trainer
 from plr_server import Config, launch
 from wrappers import LevelReplayVector
-from wrappers.procgen import ProcgenVector
+from wrappers.procgen import ProcgenVector, _import_procgen, _made_engine
 
 try:
-    engine = wrappers.procgen._import_procgen()
+    GAMES = _import_procgen().ENV_NAMES
 except MissingDependency as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
@@ -30,8 +30,14 @@ class Fresh:
     """Plain Procgen, made anew for one episode of one level."""
 
     def __init__(self, game: str, mode: str, level: int) -> None:
-        self._env = engine.ProcgenGym3Env(
-            1, game, distribution_mode=mode, num_threads=0, start_level=level, num_levels=1, rand_seed=level % 1000
+        self._env = _made_engine(
+            num=1,
+            env_name=game,
+            distribution_mode=mode,
+            num_threads=0,
+            start_level=level,
+            num_levels=1,
+            rand_seed=level % 1000,
         )
 
     def step(self, action: int) -> tuple[Any, float, bool]:
@@ -75,7 +81,7 @@ def coinrun() -> Iterator[ProcgenVector]:
     envs.close()
 
 
-@pytest.mark.parametrize(("game", "mode"), [(game, "easy") for game in engine.ENV_NAMES] + MORE_MODES)
+@pytest.mark.parametrize(("game", "mode"), [(game, "easy") for game in GAMES] + MORE_MODES)
 def test_an_assigned_level_equals_a_fresh_env_bit_for_bit(game, mode):
     rng = np.random.default_rng(1)
     envs = ProcgenVector(game, 3, distribution_mode=mode)
@@ -342,6 +348,15 @@ def test_the_options_of_the_caller_are_not_changed(coinrun):
 def test_closing_twice_is_harmless(coinrun):
     coinrun.close()
     coinrun.close()
+
+
+def test_an_engine_collected_while_cffi_is_locked_does_not_wait_for_itself():
+    envs = ProcgenVector("coinrun", 2)
+    with envs._engine._ffi._lock:
+        closing = threading.Thread(target=envs.close, daemon=True)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
 
 
 def test_without_procgen_the_way_out_is_named(monkeypatch):

@@ -100,13 +100,13 @@ def test_an_array_goes_as_one_raw_frame_without_a_copy():
     ids=["text", "objects", "complex", "dates", "longdouble"],
 )
 def test_other_dtypes_are_refused_before_anything_is_sent(array):
-    with pytest.raises(InvalidInput, match="^x: expected an array of bool, integers or floats, got dtype "):
+    with pytest.raises(InvalidInput, match=r"^x: expected an array of bool, integers or floats, got dtype "):
         encode_request(Request(1, "s", 1, "push", {}, {"x": array}))
 
 
 @pytest.mark.parametrize("value", [object(), 2**64, np.float64(1) * 1j], ids=["object", "too large", "numpy complex"])
 def test_arguments_that_msgpack_cannot_carry_are_refused(value):
-    with pytest.raises(InvalidInput, match="^args: expected values that msgpack can carry, got "):
+    with pytest.raises(InvalidInput, match=r"^args: expected values that msgpack can carry, got "):
         encode_request(Request(1, "s", 1, "push", {"x": value}))
 
 

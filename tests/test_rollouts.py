@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import golden
 import numpy as np
 import pytest
 
-import golden
 from plr_client import InvalidInput
 from plr_server.rollouts import add_step, as_array, check, join_steps, keep_open, prepend
 from plr_server.scores import score_episodes
@@ -41,7 +41,12 @@ def test_the_pushed_arrays_are_not_changed_and_not_kept():
 
 def test_final_values_matter_only_where_truncated():
     fields = {"dones": [[1], [1]], "levels": [[0], [0]], "values": [[0.0], [0.0]], "rewards": [[0, 0], [0, 0]]}
-    fields |= {"rewards": [[0.0], [0.0]], "next_values": [0.0], "truncated": [[1], [0]], "final_values": [[2.0], [np.nan]]}
+    fields |= {
+        "rewards": [[0.0], [0.0]],
+        "next_values": [0.0],
+        "truncated": [[1], [0]],
+        "final_values": [[2.0], [np.nan]],
+    }
     rollout, _ = check("value_l1", fields)
     assert rollout.final_values.tolist() == [[2.0], [0.0]]
 
@@ -51,12 +56,18 @@ def test_whatever_numpy_cannot_take_is_ours_to_refuse():
         def __array__(self, *_args, **_kwargs):
             raise RuntimeError("can't convert cuda:0 device type tensor")
 
-    with pytest.raises(InvalidInput, match="values: expected something numpy can turn into an array, got can't convert cuda"):
+    with pytest.raises(
+        InvalidInput, match="values: expected something numpy can turn into an array, got can't convert cuda"
+    ):
         as_array("values", Foreign())
 
 
 def one_column(levels, dones, values):
-    fields = {"levels": np.array(levels)[:, None], "dones": np.array(dones)[:, None], "values": np.array(values)[:, None]}
+    fields = {
+        "levels": np.array(levels)[:, None],
+        "dones": np.array(dones)[:, None],
+        "values": np.array(values)[:, None],
+    }
     fields["rewards"] = fields["values"]
     return check("value_l1", {**fields, "next_values": [0.0]})
 

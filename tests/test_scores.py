@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import golden
+import model
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import golden
-import model
 from plr_client import InvalidInput
 from plr_server.rollouts import check
 from plr_server.scores import STRATEGIES, advantages, find_episodes, score_episodes
@@ -56,7 +56,9 @@ def blocks(draw):
     }
 
 
-@given(blocks(), st.sampled_from(golden.STRATEGIES), st.sampled_from([0.0, 0.9, 1.0]), st.sampled_from([0.0, 0.95, 1.0]))
+@given(
+    blocks(), st.sampled_from(golden.STRATEGIES), st.sampled_from([0.0, 0.9, 1.0]), st.sampled_from([0.0, 0.95, 1.0])
+)
 def test_every_episode_scores_what_plain_loops_give(block, strategy, gamma, gae_lambda):
     rollout, _ = check(strategy, block)
     found = score_episodes(rollout, strategy, gamma, gae_lambda)
@@ -93,7 +95,11 @@ def test_a_policy_with_probabilities_of_zero_has_a_finite_entropy():
 
 
 def test_a_level_that_changes_inside_an_episode_is_refused():
-    fields = {"dones": np.zeros((3, 2), bool), "levels": np.array([[1, 2], [1, 2], [1, 9]]), "logits": np.zeros((3, 2, 2))}
+    fields = {
+        "dones": np.zeros((3, 2), bool),
+        "levels": np.array([[1, 2], [1, 2], [1, 9]]),
+        "logits": np.zeros((3, 2, 2)),
+    }
     rollout, _ = check("min_margin", fields)
     with pytest.raises(InvalidInput, match="level 9 after 2 in column 1 at step 2"):
         find_episodes(rollout)

@@ -106,9 +106,9 @@ class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         settings = {"env_name": env_name, "distribution_mode": distribution_mode, "rand_seed": 0}
-        self._engine = procgen.ProcgenGym3Env(num=num_envs, num_threads=num_threads, **settings)
+        self._engine = _made_engine(num=num_envs, num_threads=num_threads, **settings)
         self._first_states = _FirstStates(
-            procgen.ProcgenGym3Env(num=1, num_threads=0, **settings),
+            _made_engine(num=1, num_threads=0, **settings),
             levels_at=8 + len(env_name) + 52,
             cache_bytes=cache_bytes,
         )
@@ -258,6 +258,14 @@ def _level(field: str, level: Any) -> int:
     if not 0 <= as_int < LEVEL_END:
         raise InvalidInput(field, f"a level, an int in [0, {LEVEL_END})", repr(level))
     return as_int
+
+
+def _made_engine(**settings: Any) -> Any:
+    engine = _import_procgen().ProcgenGym3Env(**settings)
+    # Looked up now, because cffi holds a lock while it looks up a function for the first time: an engine that was never
+    # closed, and is garbage-collected while another is being made, would wait for that lock forever.
+    _ = engine._c_lib.libenv_close  # noqa: SLF001
+    return engine
 
 
 def _import_procgen() -> Any:

@@ -1,0 +1,247 @@
+"""plr_server/__main__.py: every field as an option and in TOML, the ready line, stats, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import faults
+import pytest
+
+from plr_client import ConfigError, LevelClient, Trainer
+from plr_server import Config
+from plr_server.__main__ import _config, _parser, main
+
+# Every field with a value that is not its default: Python, command line, TOML.
+FIELDS = {
+    "levels": (range(5, 50, 5), ["5:50:5"], '"5:50:5"'),
+    "strategy": ("gae", ["gae"], '"gae"'),
+    "transform": ("power", ["power"], '"power"'),
+    "temperature": (0.5, ["0.5"], "0.5"),
+    "staleness_coef": (0.25, ["0.25"], "0.25"),
+    "staleness_temperature": (2.0, ["2"], "2"),
+    "eps": (0.125, ["0.125"], "0.125"),
+    "replay_schedule": ("fixed", ["fixed"], '"fixed"'),
+    "replay_prob": (0.75, ["0.75"], "0.75"),
+    "min_fill_ratio": (0.5, [".5"], "0.5"),
+    "alpha": (0.5, ["5e-1"], "5e-1"),
+    "max_score_coef": (0.25, ["0.25"], "0.25"),
+    "gamma": (0.99, ["0.99"], "0.99"),
+    "gae_lambda": (1.0, ["1"], "1"),
+    "num_steps": (64, ["64"], "64"),
+    "partial": ("stitch", ["stitch"], '"stitch"'),
+    "robust": (True, [], "true"),
+    "seed": (7, ["7"], "7"),
+}
+
+
+def flag(name):
+    return f"--{name.replace('_', '-')}"
+
+
+def configured(*arguments):
+    return _config(_parser().parse_args(["serve", *arguments]))
+
+
+# ---- configuration
+
+
+def test_the_table_has_every_field():
+    assert list(FIELDS) == [field.name for field in dataclasses.fields(Config)]
+
+
+def test_no_options_are_the_defaults():
+    assert configured() == Config()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_an_option(name):
+    value, words, _ = FIELDS[name]
+    assert configured(flag(name), *words) == Config(**{name: value}) != Config()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_read_from_toml(name, tmp_path):
+    value, _, toml = FIELDS[name]
+    file = tmp_path / "plr.toml"
+    file.write_text(f"{name} = {toml}\n")
+    assert configured("--config", str(file)) == Config(**{name: value})
+
+
+def test_an_option_wins_over_toml_and_leaves_the_rest(tmp_path):
+    file = tmp_path / "plr.toml"
+    file.write_text('alpha = 0.5\nrobust = true\nlevels = [3, 4]\nstrategy = "gae"\n')
+    config = configured("--config", str(file), "--alpha", "0.75", "--no-robust", "--levels", "1,2")
+    assert config == Config(alpha=0.75, robust=False, levels=(1, 2), strategy="gae")
+
+
+@pytest.mark.parametrize(
+    ("words", "levels"),
+    [
+        (["--levels", "0:3"], range(3)),
+        (["--levels=-5:5"], range(-5, 5)),
+        (["--levels=-1,-2"], (-1, -2)),
+        (["--levels", "8"], (8,)),
+        (["--levels", "9:0:-3"], range(9, 0, -3)),
+    ],
+    ids=lambda value: "".join(value) if isinstance(value, list) else "",
+)
+def test_levels_on_the_command_line(words, levels):
+    assert configured(*words).levels == levels
+
+
+def test_what_argparse_let_through_is_checked():
+    with pytest.raises(ConfigError, match=r"^temperature: expected a finite number above 0, got 0.0$"):
+        configured("--temperature", "0")
+
+
+def test_an_unknown_toml_key_is_named(tmp_path):
+    file = tmp_path / "plr.toml"
+    file.write_text("temprature = 0.5\n")
+    with pytest.raises(
+        ConfigError, match=r"^temprature: expected a field among levels, strategy, .*, got an unknown name$"
+    ):
+        configured("--config", str(file))
+
+
+REFUSED = {
+    "an unknown strategy": (["--strategy", "best"], "strategy: expected one of value_l1, gae, "),
+    "an empty range": (["--levels", "5:5"], "levels: expected START:STOP, START:STOP:STEP, a range, or a list of "),
+    "a level twice": (["--levels", "1,1"], "at least one, got an id twice"),
+    "too many levels": (["--levels", "0:1000000000000"], "levels: expected at most 2147483646 levels, got range("),
+    "levels beyond int64": (["--levels", "0:99999999999999999999"], "levels: expected START:STOP"),
+    "a missing file": (
+        ["--config", "/no/such.toml"],
+        "config: expected a TOML file at /no/such.toml, got [Errno 2] No such",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bad_configuration_ends_with_its_reason_and_exit_code_1(name, capsys, ipc):
+    words, text = REFUSED[name]
+    assert main(["serve", "--bind", ipc, *words]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("plr-server: ")
+    assert text in err
+    assert faults.left_beside(ipc) == []
+
+
+def test_bad_toml_on_the_real_command_line(tmp_path):
+    file = tmp_path / "plr.toml"
+    file.write_text("alpha = = 1\n")
+    message = faults.refused("--bind", f"ipc://{tmp_path}/plr.sock", "--config", str(file))
+    assert message.startswith(f"plr-server: config: expected a TOML file at {file}, got Invalid value (at line 1")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--alpha", "much"], "argument --alpha: invalid float value: 'much'"),
+        (["--num-steps", "1.5"], "argument --num-steps: invalid int value: '1.5'"),
+        (["--colour", "red"], "unrecognized arguments: --colour red"),
+    ],
+    ids=["no float", "no int", "no such option"],
+)
+def test_words_that_are_no_options_are_a_usage_error(words, text, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", *words])
+    assert ended.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_command_is_needed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    assert "the following arguments are required: command" in capsys.readouterr().err
+
+
+def test_help_explains_every_field_with_its_default(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")  # one line for each
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--help"])
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(Config):
+        assert flag(field.name) in text
+        assert " ".join(Config.docs()[field.name].split()) in text
+        assert f"(default: {'0:200' if field.name == 'levels' else field.default})" in text
+    for words in (
+        "--bind ADDRESS",
+        "--insecure",
+        "--max-frame-bytes BYTES",
+        "--config FILE",
+        "plr-server ready at ADDRESS",
+    ):
+        assert words in text
+    for hidden in ("--config-json", "--ready-fd", "--parent-pid", "--own-folder"):
+        assert hidden not in text
+
+
+# ---- a real server
+
+
+def test_serve_says_when_it_is_ready_and_plays_what_it_was_told(ipc, tmp_path):
+    file = tmp_path / "plr.toml"
+    file.write_text('strategy = "sequential"\ntransform = "power"\nlevels = [1, 2]\n')
+    with faults.daemon(ipc, "--config", str(file), "--levels", "7,5,6") as server:
+        assert server.ready == f"plr-server ready at {ipc} (3 levels, sequential, power)\n"
+        with LevelClient(ipc) as client:
+            assert [assignment.level for assignment in client.next(4)] == [7, 5, 6, 7]
+
+
+def test_the_ready_line_names_the_real_port():
+    with faults.daemon("tcp://127.0.0.1:0") as server:
+        assert int(server.address.rpartition(":")[2]) > 0
+
+
+@pytest.fixture
+def played(server):
+    with LevelClient(server.address) as client, Trainer(server.address) as trainer:
+        client.next(3)
+        trainer.push_scores([1, 2], [0.5, 1.0])
+        yield trainer
+
+
+def test_stats_for_people(server, played, capsys):
+    assert main(["stats", server.address]) == 0
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    stats = played.stats()
+    assert list(lines) == list(stats)
+    assert (lines["strategy"], lines["levels"], lines["levels_seen"]) == ("value_l1", "10", "2")
+    assert lines["mean_score"] == "0.75"
+    assert lines["effective_levels"] == f"{stats['effective_levels']:.4g}"
+
+
+def test_stats_for_programs_by_the_installed_command(server, played):
+    command = Path(sys.executable).with_name("plr-server")
+    done = subprocess.run(  # noqa: S603  our own command
+        [command, "stats", server.address, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=faults.DEADLINE_S,
+    )
+    assert done.stderr == ""
+    said = json.loads(done.stdout)
+    expected = played.stats()
+    assert said.pop("sessions") == expected.pop("sessions") + 1
+    assert said == expected
+
+
+def test_stats_of_nobody(ipc, capsys):
+    assert main(["stats", ipc, "--timeout-s", "0.2"]) == 1
+    assert capsys.readouterr().err == (
+        f"plr-server: expected a reply from {ipc}, got none in 0.2 s and 1 attempts; "
+        "is plr-server running there? (plr-server serve --bind ADDRESS)\n"
+    )
+
+
+def test_stats_of_no_address(capsys):
+    assert main(["stats", "localhost"]) == 1
+    assert capsys.readouterr().err == "plr-server: address: expected ipc://PATH or tcp://HOST:PORT, got 'localhost'\n"

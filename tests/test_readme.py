@@ -1,0 +1,40 @@
+"""What the README shows runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import plr_server
+from plr_server import __main__ as command_line
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_first_example_runs(monkeypatch):
+    launched = []
+
+    def launch(config):
+        context = plr_launch(config)
+        launched.append(config)
+        return context
+
+    plr_launch = plr_server.launch
+    monkeypatch.setattr(plr_server, "launch", launch)
+    code = re.search(r"```python\n(import gymnasium.*?)```", README, re.DOTALL).group(1)
+    scope = {}
+    exec(compile(code, "README.md", "exec"), scope)  # noqa: S102  it is our own
+    assert [config.levels for config in launched] == [range(200)]
+    assert scope["envs"].levels.shape == (8,)
+
+
+def test_the_map_names_every_module():
+    root = Path(__file__).parents[1]
+    for folder in ("plr_client", "plr_server", "wrappers"):
+        for module in (root / folder).glob("[a-z]*.py"):
+            assert re.search(rf"\b{module.stem}\b", README), f"{folder}/{module.name} is not in the README's map"
+
+
+def test_the_commands_it_shows_parse():
+    for line in re.findall(r"\$ plr-server (.*)", README):
+        command_line._parser().parse_args(line.split())
