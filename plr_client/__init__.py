@@ -12,8 +12,10 @@ from plr_client.errors import (
     MissingDependency,
     MissingField,
     NoLevels,
+    PickleRefused,
     PlrError,
     ProtocolError,
+    ScoreFunctionError,
     ServerError,
     ServerStartError,
     ServerUnreachable,
@@ -21,6 +23,7 @@ from plr_client.errors import (
     VersionMismatch,
 )
 from plr_client.levels import Assignment, Level, LevelClient
+from plr_client.segment import Segment
 from plr_client.trainer import Trainer
 
 __all__ = [
@@ -35,8 +38,11 @@ __all__ = [
     "MissingDependency",
     "MissingField",
     "NoLevels",
+    "PickleRefused",
     "PlrError",
     "ProtocolError",
+    "ScoreFunctionError",
+    "Segment",
     "ServerError",
     "ServerStartError",
     "ServerUnreachable",

@@ -12,6 +12,8 @@
     │   ├── UnknownOperation             an operation the server does not have
     │   └── MessageTooLarge              more bytes or frames than the server takes
     ├── ServerError                      the server failed at a valid request (its log has the traceback)
+    ├── ScoreFunctionError               a score function of yours raised, or returned what is no score
+    ├── PickleRefused                    a pickled function for a server that takes none
     ├── ServerStartError                 the server could not start
     │   └── AddressTaken                 something already listens there
     └── MissingDependency (ImportError)  an optional package is not installed
@@ -172,6 +174,39 @@ class ServerError(PlrError):
     """The server failed at a valid request and went on serving; its log has the traceback."""
 
     code = "server_error"
+
+
+class ScoreFunctionError(PlrError):
+    """A score function raised, or returned something else than a mean and a maximum; nothing was applied.
+
+    Attributes:
+        function: its name, `module:function`.
+        reason: what went wrong; the server's log has the traceback.
+    """
+
+    code = "score_function"
+    fields = ("function", "reason")
+    template = "score function {function}: expected (mean, max), two finite floats, got {reason}"
+
+    function: str
+    reason: str
+
+
+class PickleRefused(PlrError):
+    """A pickled function was sent to a server that takes none: unpickling runs code of the sender's choice.
+
+    Attributes:
+        op: what was asked for.
+    """
+
+    code = "pickle_refused"
+    fields = ("op",)
+    template = (
+        "{op}: expected a server that takes pickled functions, got one that does not; its operator allows it with "
+        "plr-server serve --allow-pickle or launch(..., allow_pickle=True), or configures strategy = 'module:function'"
+    )
+
+    op: str
 
 
 class ServerStartError(PlrError):

@@ -6,7 +6,8 @@ that every client meets the same checks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +18,7 @@ from plr_client.connection import Connection
 from plr_client.errors import InvalidInput, MissingField
 from plr_client.levels import NO_PARENT, Level
 from plr_client.protocol import join_payloads, pack_payloads, split_payloads, unpack_payload
+from plr_client.segment import Segment
 
 
 class Trainer:
@@ -53,6 +55,7 @@ class Trainer:
         final_values: ArrayLike | None = None,
         valid: ArrayLike | None = None,
         logits: ArrayLike | None = None,
+        successes: ArrayLike | None = None,
         columns: ArrayLike | None = None,
         episode_starts: ArrayLike | None = None,
         next_episode_starts: ArrayLike | None = None,
@@ -71,6 +74,8 @@ class Trainer:
             valid: (T, N) bool: False for a row that is no transition, such as the dummy row of NEXT_STEP autoreset.
                 Such a row is dropped as if it had never been pushed.
             logits: (T, N, A) action logits, for the strategies that read the policy.
+            successes: (T, N) bool, read where done: whether the episode was a success, for the strategy `learnability`.
+                Without it, an episode whose undiscounted return is above 0 is one.
             columns: (N,) distinct ints that name the env columns where a session pushes from several sets of envs; by
                 default 0 to N - 1. Episodes are stitched within a column.
             episode_starts: (T, N) bool, in place of `dones`: obs_t is the first of an episode (CleanRL, SB3).
@@ -99,6 +104,7 @@ class Trainer:
             final_values=final_values,
             valid=valid,
             logits=logits,
+            successes=successes,
             columns=columns,
         )
 
@@ -114,6 +120,7 @@ class Trainer:
         final_values: ArrayLike | None = None,
         valid: ArrayLike | None = None,
         logits: ArrayLike | None = None,
+        successes: ArrayLike | None = None,
         columns: ArrayLike | None = None,
         next_episode_starts: ArrayLike | None = None,
     ) -> int:
@@ -139,6 +146,7 @@ class Trainer:
             final_values=final_values,
             valid=valid,
             logits=logits,
+            successes=successes,
             columns=columns,
         )
 
@@ -206,6 +214,33 @@ class Trainer:
             Level(level, payload, None if parent == NO_PARENT else parent)
             for level, payload, parent in zip(ids, payloads, parents, strict=True)
         ]
+
+    def set_score_function(self, function: Callable[[Segment], tuple[float, float]]) -> None:
+        """Has the server score episodes with a function of yours from now on, in place of the configured strategy.
+
+        It is sent with cloudpickle, which runs code at the server: the server takes it only where its operator said
+        `--allow-pickle`. Both ends must run the same minor version of Python, and a module of yours that the function
+        imports must be there too. Scores given so far stay; episodes that are under way count from their next step on.
+
+        Args:
+            function: gets a `plr_client.Segment`, returns the mean and the maximum of the step scores, two finite
+                floats. It must depend on the segment alone, or a resumed server will not go on bit for bit.
+
+        Raises:
+            PickleRefused: the server's operator did not allow it.
+            InvalidInput: it cannot be pickled, is no function, or comes from another version of Python.
+            ScoreFunctionError: the server could not unpickle it.
+            ServerUnreachable: no reply within the timeout.
+        """
+        import cloudpickle  # noqa: PLC0415  a worker that only wants a seed must not pay for it
+
+        try:
+            pickled = cloudpickle.dumps(function)
+        except Exception as exc:  # whatever a foreign object raises when it is pickled
+            raise InvalidInput("function", "something that cloudpickle can pickle", f"{exc!r:.200}") from exc
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        arrays = {"function": np.frombuffer(pickled, dtype=np.uint8)}
+        self._connection.request("set_score_function", {"python": python}, arrays)
 
     def stats(self) -> dict[str, Any]:
         """Returns what the curriculum has done so far: the keys of `plr_server.Curriculum.stats`, and `sessions`.

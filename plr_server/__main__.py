@@ -65,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
         "everything",
     )
     serving.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="take score functions from clients (Trainer.set_score_function): whoever can connect can then run code as "
+        "this process; never with a tcp address beyond loopback",
+    )
+    serving.add_argument(
         "--max-frame-bytes",
         type=int,
         default=MAX_FRAME_BYTES,
@@ -121,10 +127,13 @@ def _serve(options: argparse.Namespace) -> int:
 
     try:
         config = _config(options)
+        if ":" in config.strategy and (folder := str(Path.cwd())) not in sys.path:
+            sys.path.insert(0, folder)  # a module beside which the server is started is found, as by python -m
         serve(
             Curriculum(config),
             options.bind,
             insecure=options.insecure,
+            allow_pickle=options.allow_pickle,
             max_frame_bytes=options.max_frame_bytes,
             parent_pid=options.parent_pid,
             ready=ready,

@@ -28,6 +28,8 @@ else:
 REPLAY_SCHEDULES = ("proportionate", "fixed")
 PARTIALS = ("commit", "stitch")
 MAX_LEVEL = 2**63 - 1
+MAX_WINDOW = 1_000  # the table keeps that many numbers a level
+FUNCTION_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 MAX_LEVELS = 2**31 - 2  # indices are counted in int32
 OPEN_SPACES = ("unbounded", "payloads")
 MAX_CAPACITY = 10_000_000
@@ -50,7 +52,8 @@ class Config:
     Raises:
         ConfigError: a field is not what it must be.
 
-    Source: arXiv 2010.03934, section 4 and appendix B (defaults); arXiv 2110.02439 (`robust`).
+    Source: arXiv 2010.03934, section 4 and appendix B (defaults); arXiv 2110.02439 (`robust`); `window` 10 as in
+    the authors' code of arXiv 1707.00183: short enough to follow a changing policy, a success rate in steps of a tenth.
 
     >>> Config(levels="0:200", temperature=0.3).levels
     range(0, 200)
@@ -70,7 +73,11 @@ class Config:
         "the place of the one least likely to be replayed if its score is higher than that one's. The seen share is "
         "that of the capacity, so with replay_prob 1 a full table only replays",
     )
-    strategy: str = _field("value_l1", f"what scores an episode: {', '.join(STRATEGIES)}")
+    strategy: str = _field(
+        "value_l1",
+        f"what scores an episode: {', '.join(STRATEGIES)}, or a function of yours as module:function, imported by "
+        "the server from the folder it was started in or PYTHONPATH",
+    )
     transform: str = _field("rank", f"how scores become P_S: {', '.join(TRANSFORMS)}")
     temperature: float = _field(0.1, "beta of P_S, above 0")
     staleness_coef: float = _field(0.1, "rho, the share of P_C in P_replay, 0 to 1")
@@ -83,10 +90,17 @@ class Config:
     )
     replay_prob: float = _field(1.0, "probability of a replay, 0 to 1, as replay_schedule reads it")
     min_fill_ratio: float = _field(0.0, "share of levels seen before replay starts under the schedule fixed, 0 to 1")
-    alpha: float = _field(1.0, "weight of a new score against the old one, above 0 up to 1")
+    alpha: float = _field(
+        1.0,
+        "weight of a new score against the old one, above 0 up to 1; learnability and tscl, whose window is their "
+        "memory, go without",
+    )
     max_score_coef: float = _field(0.0, "share of the episode's maximum, against its mean, in the score, 0 to 1")
     gamma: float = _field(0.999, "discount, 0 to 1")
     gae_lambda: float = _field(0.95, "lambda of generalised advantage estimation, 0 to 1")
+    window: int = _field(
+        10, f"under learnability and tscl, how many of a level's last finished episodes count, 2 to {MAX_WINDOW}"
+    )
     num_steps: int = _field(256, "steps per env column that push_step pools into one block, 1 or more")
     partial: str = _field(
         "commit",
@@ -100,8 +114,12 @@ class Config:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", _levels(self.levels))
+        if self.strategy not in tuple(STRATEGIES) and not (  # tuple: what was given may not be hashable
+            isinstance(self.strategy, str) and FUNCTION_NAME.fullmatch(self.strategy)
+        ):
+            expected = f"one of {', '.join(STRATEGIES)}, or module:function"
+            raise ConfigError("strategy", expected, repr(self.strategy))
         for name, known in (
-            ("strategy", tuple(STRATEGIES)),
             ("transform", TRANSFORMS),
             ("replay_schedule", REPLAY_SCHEDULES),
             ("partial", PARTIALS),
@@ -113,13 +131,17 @@ class Config:
         for name in ("staleness_coef", "eps", "replay_prob", "min_fill_ratio", "max_score_coef", "gamma", "gae_lambda"):
             self._number(name, "a number from 0 to 1", lambda x: 0 <= x <= 1)
         self._number("alpha", "a number above 0, up to 1", lambda x: 0 < x <= 1)
-        for name, least in (("capacity", 1), ("num_steps", 1), ("seed", 0)):
+        for name, least, most in (
+            ("capacity", 1, MAX_CAPACITY),
+            ("window", 2, MAX_WINDOW),
+            ("num_steps", 1, math.inf),
+            ("seed", 0, math.inf),
+        ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-                raise ConfigError(name, f"an integer, {least} or more", repr(value))
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+                limits = f"{least} or more" if most == math.inf else f"{least} to {most}"
+                raise ConfigError(name, f"an integer, {limits}", repr(value))
             object.__setattr__(self, name, int(value))
-        if self.capacity > MAX_CAPACITY:
-            raise ConfigError("capacity", f"an integer up to {MAX_CAPACITY}", str(self.capacity))
         if isinstance(self.levels, str) and self.strategy in ("random", "sequential"):
             expected = f"a range or a list under the strategy {self.strategy} (replay_prob = 0 plays new levels only)"
             raise ConfigError("levels", expected, self.levels)

@@ -21,6 +21,8 @@ from plr_client.errors import InvalidInput, LevelOutsideSpace, NoLevels
 from plr_client.levels import NO_PARENT, Assignment, Level
 from plr_client.protocol import MAX_PAYLOADS, pack_payloads, unpack_payload
 from plr_server.config import Config
+from plr_server.functions import ScoreFunction, import_function, score_with, unpickle_function
+from plr_server.history import History
 from plr_server.level_space import LevelSpace, level_space
 from plr_server.open_space import NOT_IN_TABLE, OpenSpace, PayloadSpace, UnboundedSpace
 from plr_server.rollouts import (
@@ -36,7 +38,7 @@ from plr_server.rollouts import (
     prepend,
 )
 from plr_server.sampler import OUTSIDE, REPLAY, Sampler
-from plr_server.scores import score_episodes
+from plr_server.scores import find_episodes, score_found, strategy_named
 from plr_server.unseen import AvailableLevels
 
 MAX_SAMPLE = 65_536  # levels in one call
@@ -62,6 +64,9 @@ class Curriculum:
     Args:
         config: what decides how it behaves.
 
+    Raises:
+        ConfigError: the strategy names a function that cannot be imported in this process.
+
     >>> curriculum = Curriculum(Config(levels=range(4), strategy="external"))
     >>> curriculum.update_scores([0, 2], [0.5, 2.0])
     2
@@ -84,6 +89,16 @@ class Curriculum:
         self._open: dict[str, dict[int, OpenEpisode]] = {}  # source -> column -> steps in hand, under "stitch"
         self._pools: dict[str, StepPool] = {}  # source -> steps that wait to become a block
         self._counts = Counts()
+        self._scoring = config.strategy  # or the name of a function that was sent
+        self._function: ScoreFunction | None = import_function(config.strategy) if ":" in config.strategy else None
+        self._pickled: bytes | None = None  # the function that was sent
+        self._history = self._new_history()
+
+    def _new_history(self) -> History | None:
+        remembers = strategy_named(self._scoring).remembers
+        if remembers is None:
+            return None
+        return History(len(self._space), remembers, window=self.config.window, carries=self.config.partial == "commit")
 
     def _all_unseen(self) -> AvailableLevels:
         """Returns the unseen levels, by index; those of an open space have none."""
@@ -238,6 +253,7 @@ class Curriculum:
         final_values: ArrayLike | None = None,
         valid: ArrayLike | None = None,
         logits: ArrayLike | None = None,
+        successes: ArrayLike | None = None,
         columns: ArrayLike | None = None,
         source: str = "",
     ) -> int:
@@ -256,6 +272,7 @@ class Curriculum:
             final_values: (T, N) V of the terminal observation.
             valid: (T, N) False for rows to be dropped.
             logits: (T, N, A) action logits.
+            successes: (T, N) where done, whether the episode was a success.
             columns: (N,) distinct ints naming the env columns; by default 0 to N - 1.
             source: who pushes; columns are counted for each source apart.
 
@@ -266,9 +283,12 @@ class Curriculum:
             InvalidInput: a field has a wrong shape, dtype or value, or a level changes inside an episode.
             MissingField: the strategy needs a field that is not there.
             LevelOutsideSpace: a level is not in the level space.
+            ScoreFunctionError: the score function raised, or returned what is no score.
 
         Source: arXiv 2010.03934, section 3.1; the mean over the steps, as table 1. Parts cut by the block's end are
-        scored as they are (`partial="commit"`), or kept until the episode ends (`"stitch"`, appendix C).
+        scored as they are (`partial="commit"`), or kept until the episode ends (`"stitch"`, appendix C). `learnability`
+        and `tscl` score finished episodes only; their score takes the old one's place whatever alpha is, because their
+        window is already a memory.
         """
         fields = {
             "values": values,
@@ -280,6 +300,7 @@ class Curriculum:
             "final_values": final_values,
             "valid": valid,
             "logits": logits,
+            "successes": successes,
             "columns": columns,
         }
         return self._update(*self._check(fields), source)
@@ -296,7 +317,7 @@ class Curriculum:
 
         Raises:
             InvalidInput: as `update`; or the columns differ from those of the block's first step.
-            MissingField, LevelOutsideSpace: as `update`.
+            MissingField, LevelOutsideSpace, ScoreFunctionError: as `update`.
         """
         per_column = ("columns", "next_values")
         block = {
@@ -333,7 +354,7 @@ class Curriculum:
             raise InvalidInput("levels", "shape (m,) of integers", f"shape {ids.shape} of {ids.dtype}")
         given = _scores(scores, ids.shape)
         levels = ids.astype(np.int64)
-        self._score(levels, self._space.indices(levels), given)
+        self._score(levels, self._space.indices(levels), given, self.config.alpha)
         self._counts.pushes += 1
         return len(levels)
 
@@ -383,7 +404,7 @@ class Curriculum:
         if given is None:
             list(interned())
         else:
-            self._score_open(space, interned(), given)
+            self._score_open(space, interned(), given, self.config.alpha, {})
         return np.array([level if space.is_kept(level) else NO_PARENT for level in levels], dtype=np.int64)
 
     def _payload_space(self, what: str) -> PayloadSpace:
@@ -395,43 +416,109 @@ class Curriculum:
         """Drops the steps pooled for a source that will not push again."""
         self._open.pop(source, None)
         self._pools.pop(source, None)
+        if self._history is not None:
+            self._history.forget(source)
+
+    def set_score_function(self, pickled: bytes) -> None:
+        """Scores episodes with a function from now on, in place of the configured strategy.
+
+        Scores given so far stay. Steps that wait to be scored are dropped, since they were kept for another strategy:
+        episodes that are under way count from their next step on.
+
+        Args:
+            pickled: the function, a `plr_client.Segment` to (mean, max), as `cloudpickle.dumps` gave it. Unpickling it
+                runs code of the sender's choice.
+
+        Raises:
+            ScoreFunctionError: it cannot be unpickled here.
+            InvalidInput: it is no function.
+        """
+        self._scoring, self._function = unpickle_function(pickled)
+        self._pickled = pickled
+        self._history = self._new_history()
+        self._open.clear()
+        self._pools.clear()
 
     def _check(self, fields: Mapping[str, ArrayLike | None]) -> tuple[Rollout, NDArray[np.int64]]:
-        if self.config.strategy == "external":
+        if self._scoring == "external":
             raise InvalidInput("push", "push_scores under the strategy external", "a rollout")
-        return check(self.config.strategy, fields)
+        return check(self._scoring, fields)
 
     def _update(self, rollout: Rollout, columns: NDArray[np.int64], source: str) -> int:
-        config = self.config
+        config, strategy = self.config, strategy_named(self._scoring)
         stitch = config.partial == "stitch"
         num_valid = rollout.levels.size if rollout.valid is None else int(rollout.valid.sum())
         if stitch:
             still_open = self._open.get(source, {})
             rollout = prepend(still_open, rollout, columns)
-        episodes = score_episodes(rollout, config.strategy, config.gamma, config.gae_lambda)
+        rows, episodes = find_episodes(rollout)
         indices = self._space.indices(episodes.level)
         in_order = np.lexsort((episodes.column, episodes.stop))
-        if stitch:
+        if stitch or strategy.per_window is not None:
             in_order = in_order[episodes.finished[in_order]]
+        past, reserved = None, np.unique(episodes.level[indices == NOT_IN_TABLE])
+        if self._history is not None:
+            self._history.reserve(len(reserved))
+            places = np.where(
+                indices == NOT_IN_TABLE, len(self._space) + reserved.searchsorted(episodes.level), indices
+            )
+            past = self._history.look_back(
+                rollout, rows, episodes, order=in_order, indices=places[in_order], columns=columns, source=source
+            )
+        known: dict[str, Any] = {"gamma": config.gamma, "gae_lambda": config.gae_lambda, "past": past}
+        if self._function is None:
+            episodes = score_found(rollout, rows, episodes, strategy, **known)
+        else:
+            episodes = score_with(self._function, self._scoring, rollout, rows, episodes, **known)
+        # from here on nothing can fail
+        if self._history is not None and past is not None:
+            self._history.remember(past, source)
+        if stitch:
             touched = set(columns.tolist())
             kept = {column: episode for column, episode in still_open.items() if column not in touched}
             self._open[source] = kept | keep_open(rollout, episodes, columns)
-        coef = config.max_score_coef
-        scores = (1.0 - coef) * episodes.mean + coef * episodes.max
-        self._score(episodes.level[in_order], indices[in_order], scores[in_order])
+        scores = (1.0 - config.max_score_coef) * episodes.mean + config.max_score_coef * episodes.max
+        alpha = config.alpha if strategy.per_window is None else 1.0
+        self._score(episodes.level[in_order], indices[in_order], scores[in_order], alpha, reserved)
+        if self._history is not None:
+            self._history.clear_reserved()
         self._counts.pushes += 1
         self._counts.steps += num_valid
         self._counts.episodes += int(episodes.finished.sum())
         return len(in_order)
 
-    def _score(self, levels: NDArray[np.int64], indices: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
-        """Applies scores in order; `indices` are those of `levels` before the first."""
-        if isinstance(self._space, OpenSpace):
-            self._score_open(self._space, levels.tolist(), scores)
-        else:
-            self._apply(indices, scores)
+    def _score(
+        self,
+        levels: NDArray[np.int64],
+        indices: NDArray[np.int64],
+        scores: NDArray[np.float64],
+        alpha: float,
+        reserved: Sequence[int] | NDArray[np.int64] = (),
+    ) -> None:
+        """Applies scores in order.
 
-    def _score_open(self, space: OpenSpace, levels: Iterable[int], scores: NDArray[np.float64]) -> None:
+        Args:
+            levels: (m,) ids.
+            indices: (m,) theirs, before the first.
+            scores: (m,).
+            alpha: the weight of a new score.
+            reserved: of an open level space, the levels outside the table whose past stands in the history's places
+                beyond the table, in that order.
+        """
+        if isinstance(self._space, OpenSpace):
+            past = {int(level): len(self._space) + place for place, level in enumerate(reserved)}
+            self._score_open(self._space, levels.tolist(), scores, alpha, past)
+        else:
+            self._apply(indices, scores, alpha)
+
+    def _score_open(
+        self,
+        space: OpenSpace,
+        levels: Iterable[int],
+        scores: NDArray[np.float64],
+        alpha: float,
+        past: Mapping[int, int],
+    ) -> None:
         """Applies scores in order, to levels that are in the table or enter it.
 
         The score of a level that is not in the table is a first score, whether it never was or has left: the level
@@ -442,7 +529,7 @@ class Curriculum:
         waiting: list[float] = []
 
         def apply() -> None:
-            self._apply(np.array(indices, dtype=np.int64), np.array(waiting))
+            self._apply(np.array(indices, dtype=np.int64), np.array(waiting), alpha)
             indices.clear()
             waiting.clear()
 
@@ -450,13 +537,13 @@ class Curriculum:
             index = space.index_of(level)
             if index == NOT_IN_TABLE:
                 if space.num_entered < len(space) and space.is_kept(level):
-                    index = self._enter(space, level, space.num_entered)
+                    index = self._enter(space, level, space.num_entered, past.get(level))
                 elif space.is_kept(level):
                     apply()
                     lowest = self._sampler.lowest()
                     if score > self._sampler.scores[lowest]:
                         self._sampler.forget(np.array([lowest]))
-                        index = self._enter(space, level, lowest)
+                        index = self._enter(space, level, lowest, past.get(level))
                         self._counts.evicted += 1
                     else:
                         space.leave(level)
@@ -467,14 +554,16 @@ class Curriculum:
                 waiting.append(score)
         apply()
 
-    def _enter(self, space: OpenSpace, level: int, index: int) -> int:
+    def _enter(self, space: OpenSpace, level: int, index: int, past: int | None) -> int:
         """Puts an unseen level into the table; its staleness counts from its last draw, or from now if it has none."""
+        if self._history is not None:
+            self._history.replace(index, past)
         self._sampler.place(index, space.drawn_at(level, self._sampler.draws))
         space.enter(level, index)
         self._counts.entered += 1
         return index
 
-    def _apply(self, indices: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
+    def _apply(self, indices: NDArray[np.int64], scores: NDArray[np.float64], alpha: float) -> None:
         """Sets score <- (1 - alpha) old + alpha new for each in order; a level's first score is taken as it is."""
         if not len(indices):
             return
@@ -483,8 +572,8 @@ class Curriculum:
         place = np.arange(len(order)) - np.repeat(begin, count)  # 0 for a level's first score here
         seen = self._sampler.seen[unique]
         left = np.repeat(count, count) - 1 - place  # how many come after it
-        keep = 1.0 - self.config.alpha
-        weight = keep**left * np.where((place == 0) & ~np.repeat(seen, count), 1.0, self.config.alpha)
+        keep = 1.0 - alpha
+        weight = keep**left * np.where((place == 0) & ~np.repeat(seen, count), 1.0, alpha)
         new = np.add.reduceat(weight * scores[order], begin) + np.where(
             seen, keep**count * self._sampler.scores[unique], 0.0
         )
@@ -552,19 +641,20 @@ class Curriculum:
         """Returns what has happened so far and where the sampling mass is.
 
         Returns:
-            strategy; levels, levels_seen, seen_share; draws, replays, replay_share (0 before the first draw); in_flight
-            (env slots that play a level now); pushes, steps (valid rows), episodes (finished), scores (applied);
-            mean_score, max_score over seen levels (0 without any); effective_levels: exp of the entropy of
-            `weights()`, the number of equally likely levels that would be as spread out (0 while nothing is seen). Of
-            an open level space (0 for others): entered, evicted and rejected (scores of levels that did not enter),
-            waiting (new levels kept until they have a score); levels is its capacity.
+            strategy (`module:function` for a score function); levels, levels_seen, seen_share; draws, replays,
+            replay_share (0 before the first draw); in_flight (env slots that play a level now); pushes, steps (valid
+            rows), episodes (finished), scores (applied); mean_score, max_score over seen levels (0 without any);
+            effective_levels: exp of the entropy of `weights()`, the number of equally likely levels that would be as
+            spread out (0 while nothing is seen). Of an open level space (0 for others): entered, evicted and rejected
+            (scores of levels that did not enter), waiting (new levels kept until they have a score); levels is its
+            capacity.
         """
         sampler, total = self._sampler, len(self._space)
         weights = self.weights()
         mass = weights[weights > 0]
         seen_scores = sampler.scores[sampler.seen]
         return {
-            "strategy": self.config.strategy,
+            "strategy": self._scoring,
             "levels": total,
             "levels_seen": sampler.num_seen,
             "seen_share": sampler.num_seen / total,
@@ -585,7 +675,8 @@ class Curriculum:
 
         `Curriculum.from_state` gives a curriculum that goes on bit for bit as this one. Keys: config, sampler (scores,
         seen, last_drawn (N,) and draws), space (of an open one: its table and what waits), generator, held (holder ->
-        slot -> level), open, pools, counts.
+        slot -> level), open, pools, counts, history (None unless the strategy looks back), score_function (pickled,
+        None unless one was sent).
         """
         return copy.deepcopy(
             {
@@ -597,6 +688,8 @@ class Curriculum:
                 "open": self._open,
                 "pools": self._pools,
                 "counts": self._counts,
+                "history": None if self._history is None else self._history.state(),
+                "score_function": self._pickled,
             }
         )
 
@@ -604,11 +697,18 @@ class Curriculum:
     def from_state(cls, state: Mapping[str, Any]) -> Curriculum:
         """Returns a curriculum in the state that `state()` gave.
 
+        A score function in it is unpickled or imported, so that a state is to be trusted as code is.
+
         Raises:
-            ConfigError: the configuration in it is not valid.
+            ConfigError: the configuration in it is not valid, or its score function cannot be imported.
+            ScoreFunctionError: a function that was sent cannot be unpickled here.
         """
         state = copy.deepcopy(dict(state))
         curriculum = cls(Config.from_dict(state["config"]))
+        if state["score_function"] is not None:
+            curriculum.set_score_function(state["score_function"])
+        if curriculum._history is not None:
+            curriculum._history.restore(state["history"])
         curriculum._sampler = Sampler.from_state(state["sampler"], **_sampling(curriculum.config))
         curriculum._rng.bit_generator.state = state["generator"]
         curriculum._available = curriculum._all_unseen()

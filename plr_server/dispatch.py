@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from plr_client.errors import InvalidInput, PlrError, ProtocolError, ServerError, UnknownOperation
+from plr_client.errors import (
+    InvalidInput,
+    PickleRefused,
+    PlrError,
+    ProtocolError,
+    ScoreFunctionError,
+    ServerError,
+    UnknownOperation,
+)
 from plr_client.protocol import (
     Frames,
     Reply,
@@ -40,6 +49,7 @@ _ROLLOUT = (
     "final_values",
     "valid",
     "logits",
+    "successes",
     "columns",
 )
 _MAX_SESSION_CHARS = 64
@@ -66,12 +76,14 @@ class Dispatcher:
     Args:
         curriculum: the state machine; the dispatcher is its only caller.
         max_frame_bytes: told to clients, which then refuse to send more.
+        allow_pickle: take score functions from clients: whoever can connect can then run code in this process.
     """
 
-    def __init__(self, curriculum: Curriculum, *, max_frame_bytes: int) -> None:
+    def __init__(self, curriculum: Curriculum, *, max_frame_bytes: int, allow_pickle: bool = False) -> None:
         self.curriculum = curriculum
         self.sessions: dict[str, Session] = {}
         self._max_frame_bytes = max_frame_bytes
+        self._allow_pickle = allow_pickle
         self._reads: dict[str, Callable[[Request], Reply]] = {
             "hello": self._hello,
             "stats": self._stats,
@@ -85,6 +97,7 @@ class Dispatcher:
             "push_step": self._push_step,
             "push_scores": self._push_scores,
             "insert": self._insert,
+            "set_score_function": self._set_score_function,
         }
 
     def answer(self, peer: bytes, frames: Sequence[Any]) -> Frames | None:
@@ -138,6 +151,9 @@ class Dispatcher:
                 return self._writes[request.op](request)
             if request.op in self._reads:
                 return self._reads[request.op](request)
+        except ScoreFunctionError as error:
+            logger.error("%s, at %s of session %s", error, request.op, request.session, exc_info=error)  # noqa: TRY400
+            return Reply(None, error=error)
         except PlrError as error:
             return Reply(None, error=error)
         except Exception as exc:
@@ -177,6 +193,21 @@ class Dispatcher:
         packed = [pack_payload(unpack_payload(payload)) for payload in split_payloads(fields)]  # made canonical here
         ids = self.curriculum.insert_packed(packed, fields.get("scores"), fields.get("parents"))
         return Reply(None, arrays={"ids": ids})
+
+    def _set_score_function(self, request: Request) -> Reply:
+        if not self._allow_pickle:
+            raise PickleRefused(request.op)
+        pickled = _fields(request, {"function"}).get("function")
+        if pickled is None or pickled.dtype != np.uint8:
+            raise InvalidInput(
+                "function", "an array of uint8, a pickled function", "none" if pickled is None else f"{pickled.dtype}"
+            )
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if request.args.get("python") != python:  # bytecode of another version can bring the interpreter down
+            expected = f"one pickled by Python {python}, the server's"
+            raise InvalidInput("function", expected, f"one by Python {request.args.get('python')!s:.20}")
+        self.curriculum.set_score_function(pickled.tobytes())
+        return Reply(None)
 
     def _hello(self, _: Request) -> Reply:
         return Reply(None, {"max_frame_bytes": self._max_frame_bytes})

@@ -45,10 +45,10 @@ def listening(router: zmq.Socket[Any], address: str, *, insecure: bool = False) 
         with _ipc(Path(address.removeprefix("ipc://"))):
             yield _bind(router, address)
     elif address.startswith("tcp://"):
-        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        _, _, port = address.rpartition(":")
         if not (port == "*" or (port.isdecimal() and int(port) <= MAX_PORT)):
             raise ConfigError("bind", f"tcp://HOST:PORT with a port from 0 (a free one) to {MAX_PORT}", address)
-        if not (insecure or _is_loopback(host)):
+        if not insecure and beyond_this_machine(address):
             raise ConfigError(
                 "bind",
                 "a loopback address such as tcp://127.0.0.1:5555, or --insecure said aloud: without it nobody beyond "
@@ -73,13 +73,15 @@ def _bind(router: zmq.Socket[Any], address: str) -> str:
     return router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def beyond_this_machine(address: str) -> bool:
+    """Returns whether what listens at the address may be reached from other machines: a tcp address not of loopback."""
+    host, _, _ = address.removeprefix("tcp://").rpartition(":")
+    if not address.startswith("tcp://") or host == "localhost":
+        return False
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return not ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return False  # a name, an interface or *: it may be reached from elsewhere
+        return True  # a name, an interface or *
 
 
 @contextlib.contextmanager

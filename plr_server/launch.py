@@ -48,19 +48,22 @@ class Server:
 
 
 @contextlib.contextmanager
-def launch(config: Config, address: str | None = None) -> Iterator[Server]:
+def launch(config: Config, address: str | None = None, *, allow_pickle: bool = False) -> Iterator[Server]:
     """Runs a server for as long as the context lasts.
 
     Args:
         config: the curriculum's configuration.
         address: `ipc://PATH` or `tcp://127.0.0.1:PORT` (0 for a free port); by default an ipc path in a new folder
             that only this user can enter.
+        allow_pickle: take score functions from clients (`Trainer.set_score_function`): whoever can connect can then run
+            code in the server.
 
     Yields:
         The server, with its `address`. It ends with the context, and when this process dies, however it dies.
 
     Raises:
-        ConfigError: the address is not one that may be served.
+        ConfigError: the address is not one that may be served, or not with `allow_pickle`; or the strategy names a
+            function that the server cannot import. It looks in this process's working directory and on PYTHONPATH.
         AddressTaken: something already listens there.
         ServerStartError: the server did not start.
 
@@ -77,18 +80,18 @@ def launch(config: Config, address: str | None = None) -> Iterator[Server]:
             bind = ("--bind", f"ipc://{folder}/plr.sock", "--own-folder")
         else:
             bind = ("--bind", address)
-        server = _start(config, bind)
+        server = _start(config, (*bind, "--allow-pickle") if allow_pickle else bind)
         stack.callback(server.stop)
         yield server
 
 
-def _start(config: Config, bind: tuple[str, ...]) -> Server:
+def _start(config: Config, options: tuple[str, ...]) -> Server:
     read, write = os.pipe()
     with os.fdopen(read, "rb") as ready:
         try:
             process = subprocess.Popen(  # noqa: S603  our own command
                 [
-                    *(sys.executable, "-m", "plr_server", "serve", "--config-json", "-", *bind),
+                    *(sys.executable, "-m", "plr_server", "serve", "--config-json", "-", *options),
                     *("--parent-pid", str(os.getpid()), "--ready-fd", str(write)),
                 ],
                 stdin=subprocess.PIPE,

@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from plr_client.errors import InvalidInput, MissingField
-from plr_server.scores import STRATEGIES, Bools, Episodes, Floats, Ints
+from plr_server.scores import Bools, Episodes, Floats, Ints, strategy_named
 
 MAX_MAGNITUDE = 1e30  # beyond it sums of products overflow
+UNSAID = -1  # of a success that the trainer says nothing about
+
+Flags = NDArray[np.int8]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Rollout:
         final_values: (T, N) V of the terminal observation where truncated, else 0.
         valid: (T, N) False for rows to be dropped; None where nowhere.
         logits: (T, N, A) action logits.
+        successes: (T, N) where done, whether the episode was a success: 1, 0, or UNSAID.
     """
 
     dones: Bools
@@ -46,13 +50,14 @@ class Rollout:
     final_values: Floats | None = None
     valid: Bools | None = None
     logits: Floats | None = None
+    successes: Flags | None = None
 
 
 def check(strategy: str, fields: Mapping[str, ArrayLike | None]) -> tuple[Rollout, Ints]:
     """Turns what was pushed into a rollout.
 
     Args:
-        strategy: the configured strategy, which decides what is needed.
+        strategy: the name of the configured strategy, which decides what is needed.
         fields: by name as in `plr_client.Trainer.push`, (T, N); numbers of any dtype.
 
     Returns:
@@ -62,7 +67,7 @@ def check(strategy: str, fields: Mapping[str, ArrayLike | None]) -> tuple[Rollou
         InvalidInput: a field has a wrong shape, dtype or value.
         MissingField: a needed field is not there.
     """
-    needs = STRATEGIES[strategy].needs
+    needs, takes = strategy_named(strategy).needs, strategy_named(strategy).takes
     for name in ("levels", "dones", *needs):
         if fields.get(name) is None:
             raise MissingField(name, f"an array: the strategy {strategy} needs it", "none")
@@ -86,20 +91,25 @@ def check(strategy: str, fields: Mapping[str, ArrayLike | None]) -> tuple[Rollou
         if logits.ndim != 3 or logits.shape[:2] != shape or logits.shape[2] < 2:  # noqa: PLR2004  (T, N, A), A >= 2
             raise InvalidInput("logits", f"shape ({shape[0]}, {shape[1]}, A), A at least 2", f"shape {logits.shape}")
         floats["logits"] = _floats("logits", logits, logits.shape, valid)
-    truncated, final_values = _truncation(fields, dones, valid, needed="values" in needs)
+    successes = _optional_bools("successes", fields.get("successes"), shape)
+    kept = {name: array for name, array in floats.items() if name in (*needs, *takes)}
+    bootstraps = {"values", "rewards", "next_values"} <= kept.keys()
+    truncated, final_values = _truncation(fields, dones, valid, bootstraps=bootstraps, told="values" in takes)
     return Rollout(
         dones=dones,
         levels=levels.astype(np.int64),
         truncated=truncated,
         final_values=final_values,
         valid=valid,
-        **{name: array for name, array in floats.items() if name in needs},
+        successes=None if successes is None or "successes" not in takes else successes.astype(np.int8),
+        **kept,
     ), _columns(fields.get("columns"), shape[1])
 
 
 def _truncation(
-    fields: Mapping[str, ArrayLike | None], dones: Bools, valid: Bools | None, *, needed: bool
+    fields: Mapping[str, ArrayLike | None], dones: Bools, valid: Bools | None, *, bootstraps: bool, told: bool
 ) -> tuple[Bools | None, Floats | None]:
+    """Returns truncated, where it is to bootstrap or a score function is told, and final_values, to bootstrap with."""
     truncated = _optional_bools("truncated", fields.get("truncated"), dones.shape)
     final_values: Floats | None = None
     if fields.get("final_values") is not None:
@@ -116,8 +126,10 @@ def _truncation(
         raise InvalidInput(
             "truncated", "True only where dones is", f"True at step {t} of column {n}, which is not done"
         )
-    if not (needed and truncated.any()):
+    if not truncated.any():
         return None, None
+    if not bootstraps:
+        return truncated if told else None, None
     if final_values is None:
         raise MissingField(
             "final_values",
@@ -189,6 +201,9 @@ def _columns(given: ArrayLike | None, num_columns: int) -> Ints:
     return columns.astype(np.int64)
 
 
+_KEPT = ("values", "rewards", "logits")  # of an open episode
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class OpenEpisode:
     """The L steps in hand of an episode that has not ended: values (L,), rewards (L,), logits (L, A).
@@ -216,7 +231,7 @@ def prepend(open_episodes: Mapping[int, OpenEpisode], rollout: Rollout, columns:
         there is nothing to prepend.
 
     Raises:
-        InvalidInput: the number of actions in the logits changed inside an episode.
+        InvalidInput: inside an episode, the number of actions in the logits changed, or a field came or went.
 
     Source: arXiv 2010.03934, appendix C.
     """
@@ -244,12 +259,12 @@ def prepend(open_episodes: Mapping[int, OpenEpisode], rollout: Rollout, columns:
         filled = slice(steps - episode.steps, steps)
         valid[filled, n] = True
         front["levels"][filled, n] = episode.level
-        for name in ("values", "rewards", "logits"):
+        for name in _KEPT:
             if name in front:
                 front[name][filled, n] = getattr(episode, name)
-    if rollout.truncated is not None:
-        front["truncated"] = np.zeros((steps, num_columns), dtype=bool)
-        front["final_values"] = np.zeros((steps, num_columns))
+    for name, absent in (("truncated", False), ("final_values", 0.0), ("successes", UNSAID)):
+        if (array := getattr(rollout, name)) is not None:
+            front[name] = np.full((steps, num_columns), absent, dtype=array.dtype)
     block_valid = np.ones_like(rollout.dones) if rollout.valid is None else rollout.valid
     return dataclasses.replace(
         rollout,
@@ -259,6 +274,12 @@ def prepend(open_episodes: Mapping[int, OpenEpisode], rollout: Rollout, columns:
 
 
 def _goes_on(episode: OpenEpisode, rollout: Rollout, n: int) -> bool:
+    for name in _KEPT:
+        if (getattr(episode, name) is None) != (getattr(rollout, name) is None):
+            came = getattr(episode, name) is None
+            raise InvalidInput(
+                name, "all through an episode or not at all", f"{'some' if came else 'none'}, unlike the block before"
+            )
     if episode.logits is not None and rollout.logits is not None and episode.logits.shape[1] != rollout.logits.shape[2]:
         expected = f"{episode.logits.shape[1]} actions, as in the block before"
         raise InvalidInput("logits", expected, f"{rollout.logits.shape[2]}")
@@ -278,10 +299,7 @@ def keep_open(rollout: Rollout, episodes: Episodes, columns: Ints) -> dict[int, 
         kept[int(columns[n])] = OpenEpisode(
             level=int(episodes.level[e]),
             steps=len(rows),
-            **{
-                name: None if (array := getattr(rollout, name)) is None else array[rows, n]
-                for name in ("values", "rewards", "logits")
-            },
+            **{name: None if (array := getattr(rollout, name)) is None else array[rows, n] for name in _KEPT},
         )
     return kept
 
@@ -307,13 +325,18 @@ def add_step(pool: StepPool | None, step: Rollout, columns: Ints) -> StepPool:
     """Returns the pool with one more step.
 
     Raises:
-        InvalidInput: the columns or the number of actions differ from the pool's, or a level changes inside an episode.
+        InvalidInput: the columns, the fields or the number of actions differ from the pool's, or a level changes inside
+            an episode.
     """
     if pool is None:
         pool = StepPool(columns, (), np.zeros(len(columns), dtype=bool), np.zeros(len(columns), dtype=np.int64))
     if not np.array_equal(pool.columns, columns):
         expected = f"the columns of the block's first step, {pool.columns.tolist()!s:.80} (mask absent ones with valid)"
         raise InvalidInput("columns", expected, f"{columns.tolist()!s:.80}")
+    for name in ("next_values", *_KEPT) if pool.steps else ():
+        if (getattr(step, name) is None) != (getattr(pool.steps[0], name) is None):
+            got = "none" if getattr(step, name) is None else "some, unlike the block's first step"
+            raise InvalidInput(name, "in every step of a block or in none", got)
     if pool.steps and step.logits is not None and step.logits.shape != _given_shape(pool.steps[0].logits):
         raise InvalidInput("logits", f"shape {_given_shape(pool.steps[0].logits)[1:]}", f"{step.logits.shape[1:]}")
     valid = np.ones(len(columns), dtype=bool) if step.valid is None else step.valid[0]
@@ -342,8 +365,8 @@ def join_steps(steps: Sequence[Rollout]) -> Rollout:
         like = next((part for part in parts if part is not None), None)
         if like is None or field.name in joined:
             continue
-        absent = np.ones if field.name == "valid" else np.zeros
+        absent = {"valid": True, "successes": UNSAID}.get(field.name, 0)
         joined[field.name] = np.concatenate(
-            [absent(like.shape, like.dtype) if part is None else part for part in parts]
+            [np.full(like.shape, absent, like.dtype) if part is None else part for part in parts]
         )
     return Rollout(**joined)

@@ -22,7 +22,7 @@ from plr_client.errors import ConfigError
 from plr_client.protocol import MAX_FRAME_BYTES, MAX_HEADER_BYTES, encode_notice
 from plr_server.curriculum import Curriculum
 from plr_server.dispatch import Dispatcher
-from plr_server.endpoint import listening
+from plr_server.endpoint import beyond_this_machine, listening
 
 logger = logging.getLogger("plr_server")
 
@@ -40,6 +40,7 @@ def serve(
     *,
     ready: Callable[[str], None],
     insecure: bool = False,
+    allow_pickle: bool = False,
     max_frame_bytes: int = MAX_FRAME_BYTES,
     parent_pid: int | None = None,
 ) -> None:
@@ -50,16 +51,21 @@ def serve(
         address: `ipc://PATH` or `tcp://HOST:PORT`, port 0 for a free one.
         ready: called with the address once clients can connect.
         insecure: allow a tcp address beyond loopback.
+        allow_pickle: take score functions from clients, who can then run code in this process.
         max_frame_bytes: the largest frame taken from a client, in bytes; the transport drops who sends more.
         parent_pid: stop also when this process is no longer the parent.
 
     Raises:
-        ConfigError: the address is not one that may be served, or `max_frame_bytes` would not let a header through.
+        ConfigError: the address is not one that may be served, or not with `allow_pickle`; or `max_frame_bytes` would
+            not let a header through.
         AddressTaken: something already listens there.
         ServerStartError: the address cannot be bound for another reason.
     """
     if max_frame_bytes < MAX_HEADER_BYTES:
         raise ConfigError("max_frame_bytes", f"an integer, {MAX_HEADER_BYTES} or more", str(max_frame_bytes))
+    if allow_pickle and beyond_this_machine(address):
+        expected = "an ipc or loopback address: whoever reaches the server could run code in it"
+        raise ConfigError("allow_pickle", expected, address)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, CLOSING_LINGER_MS)
@@ -74,7 +80,8 @@ def serve(
         stop = stack.enter_context(_stop_signals())
         bound = stack.enter_context(listening(router, address, insecure=insecure))
         stack.callback(_close, context, router, monitor)  # before giving up the address: it unlinks what is there
-        loop = _Loop(Dispatcher(curriculum, max_frame_bytes=max_frame_bytes), router, monitor, stop)
+        dispatcher = Dispatcher(curriculum, max_frame_bytes=max_frame_bytes, allow_pickle=allow_pickle)
+        loop = _Loop(dispatcher, router, monitor, stop)
         ready(bound)
         loop.run(parent_pid)
         logger.info("stopping: telling %d sessions", len(loop.dispatcher.sessions))

@@ -231,7 +231,10 @@ BAD_FRAMES = {
     "an unknown op": (
         [header(op="steal")],
         "unknown_operation",
-        "op: expected one of goodbye, hello, insert, levels, next, push, push_scores, push_step, scores, stats, weights, got 'steal'",
+        (
+            "op: expected one of goodbye, hello, insert, levels, next, push, push_scores, push_step, scores, "
+            "set_score_function, stats, weights, got 'steal'"
+        ),
     ),
     "arrays that are a map": ([header(arrays={})], "protocol", "arrays: expected list, got {}"),
     "an array frame missing": (
@@ -298,7 +301,7 @@ BAD_FRAMES = {
         "invalid_input",
         (
             "prices: expected a field among columns, dones, final_values, levels, logits, next_values, rewards, "
-            "truncated, valid, values, got an unknown one"
+            "successes, truncated, valid, values, got an unknown one"
         ),
     ),
 }

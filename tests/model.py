@@ -116,3 +116,118 @@ def chi_square_p_value(counts, probabilities):
         return 1.0
     z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
     return 0.5 * math.erfc(z / math.sqrt(2))
+
+
+class Ledger:
+    """The strategies that look back, and `alt_advantage_abs`, by plain loops. Fed with blocks, it keeps the scores."""
+
+    def __init__(self, strategy, *, partial="commit", alpha=1.0, max_score_coef=0.0, gamma=0.999, window=10):
+        self.strategy, self.partial, self.gamma, self.window = strategy, partial, gamma, window
+        self.alpha, self.max_score_coef = alpha, max_score_coef
+        self.scores, self.best, self.past = {}, {}, {}
+        self.open = {}  # (source, column) -> (level, its rows so far)
+
+    def push(self, block, source="", columns=None):
+        """Returns how many episodes or parts were scored."""
+        found = []
+        num_steps, num_columns = np.shape(block["levels"])
+        for n in range(num_columns):
+            key = (source, n if columns is None else columns[n])
+            level, rows, scored = None, [], 0
+            for t in range(num_steps):
+                if not block["valid"][t][n]:
+                    continue
+                if not rows:
+                    level, scored = block["levels"][t][n], 0
+                    before = self.open.pop(key, None)
+                    if before is not None and before[0] == level:
+                        rows = list(before[1])
+                        scored = len(rows) if self.partial == "commit" else 0
+                rows.append((block["rewards"][t][n], block["values"][t][n]))
+                last = t
+                if block["dones"][t][n]:
+                    after = block["final_values"][t][n] if block["truncated"][t][n] else 0.0
+                    flag = block["successes"][t][n] if "successes" in block else None
+                    found.append((t, n, level, rows, scored, True, after, flag))
+                    rows = []
+            if rows:
+                found.append((last, n, level, rows, scored, False, block["next_values"][n], None))
+                self.open[key] = (level, rows)
+        count = 0
+        for _, _, level, rows, scored, finished, after, flag in sorted(found, key=lambda e: e[:2]):
+            count += self._episode(level, rows, scored, finished, after, flag)
+        return count
+
+    def _episode(self, level, rows, scored, finished, after, flag):
+        by_window = self.strategy in {"learnability", "tscl"}
+        if not finished and (by_window or self.partial == "stitch"):
+            return 0
+        earned = sum(reward for reward, _ in rows)
+        if finished:
+            self.best[level] = max(earned, self.best.get(level, earned))
+        if by_window:
+            succeeded = earned > 0 if flag is None else bool(flag)
+            past = self.past.setdefault(level, [])
+            past.append(float(succeeded) if self.strategy == "learnability" else earned)
+            del past[: -self.window]
+            self.scores[level] = p_times_not_p(past) if self.strategy == "learnability" else slope(past)
+            return 1
+        steps = rows[scored:]
+        if self.strategy == "alt_advantage_abs":
+            per_step = []
+            for t in range(len(steps)):
+                total = sum(self.gamma**k * reward for k, (reward, _) in enumerate(steps[t:]))
+                per_step.append(abs(total + self.gamma ** (len(steps) - t) * after - steps[t][1]))
+        else:
+            per_step = [self.best.get(level, earned) - value for _, value in steps]
+            if self.strategy == "grounded_positive_value_loss":
+                per_step = [max(gap, 0.0) for gap in per_step]
+        new = (1 - self.max_score_coef) * sum(per_step) / len(per_step) + self.max_score_coef * max(per_step)
+        old = self.scores.get(level, new)
+        self.scores[level] = (1 - self.alpha) * old + self.alpha * new
+        return 1
+
+
+def p_times_not_p(successes):
+    p = sum(successes) / len(successes)
+    return p * (1 - p)
+
+
+def slope(ys):
+    """Of the least-squares line through (0, y0), (1, y1), ..."""
+    if len(ys) < 2:
+        return 0.0
+    mean_x, mean_y = (len(ys) - 1) / 2, sum(ys) / len(ys)
+    covariance = sum((x - mean_x) * (y - mean_y) for x, y in enumerate(ys))
+    return abs(covariance / sum((x - mean_x) ** 2 for x in range(len(ys))))
+
+
+def stream(rng, *, num_blocks, num_columns, num_levels, done=0.2, valid=0.9, abandoned=0.1):
+    """Blocks that follow each other, T from 1 to 8, episodes going on from one to the next unless abandoned.
+
+    Numbers are multiples of 1/8, so that sums are exact in any order.
+    """
+    current = [None] * num_columns
+    for _ in range(num_blocks):
+        shape = (int(rng.integers(1, 9)), num_columns)
+        dones = rng.random(shape) < done
+        is_valid = rng.random(shape) < valid
+        levels = rng.integers(0, num_levels, size=shape)
+        for n in range(num_columns):
+            if rng.random() < abandoned:
+                current[n] = None
+            for t in range(shape[0]):
+                if is_valid[t, n]:
+                    current[n] = levels[t, n] if current[n] is None else current[n]
+                    levels[t, n] = current[n]
+                    current[n] = None if dones[t, n] else current[n]
+        yield {
+            "values": rng.integers(-16, 17, size=shape) / 8,
+            "rewards": rng.integers(-8, 9, size=shape) / 8,
+            "dones": dones,
+            "levels": levels,
+            "next_values": rng.integers(-16, 17, size=num_columns) / 8,
+            "truncated": dones & (rng.random(shape) < 0.5),
+            "final_values": rng.integers(-16, 17, size=shape) / 8,
+            "valid": is_valid,
+        }

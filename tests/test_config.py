@@ -16,7 +16,27 @@ FIELDS = [field.name for field in dataclasses.fields(Config)]
 
 # The default, two other values that are valid, and values that are not.
 TABLE = {
-    "strategy": ("value_l1", ["external", "min_margin"], ["VALUE_L1", "", None, 3, ["gae"]]),
+    "strategy": (
+        "value_l1",
+        ["external", "min_margin", "maxmc", "learnability", "my_scores:fitness", "a.b_2:Scores.fitness"],
+        [
+            "VALUE_L1",
+            "",
+            None,
+            3,
+            ["gae"],
+            ":",
+            "a:",
+            ":b",
+            "a:b:c",
+            "a b:c",
+            "a:b()",
+            "../a:b",
+            "a..b:c",
+            "1a:b",
+            b"a:b",
+        ],
+    ),
     "transform": ("rank", ["match_rank", "eps_greedy"], ["ranks", None, 0]),
     "temperature": (0.1, [1e-3, 10], [0, -1.0, np.nan, np.inf, "0.1", None, True, 1j]),
     "staleness_coef": (0.1, [0, 1], [-0.1, 1.1, np.nan, "0", None, False]),
@@ -29,6 +49,7 @@ TABLE = {
     "max_score_coef": (0.0, [0.5, 1], [-0.1, 1.1, np.nan, "0", None]),
     "gamma": (0.999, [0, 1], [-0.1, 1.1, np.nan, "1", None]),
     "gae_lambda": (0.95, [0, 1], [-0.1, 1.1, np.nan, "1", None]),
+    "window": (10, [2, 1_000, np.int16(3)], [1, 0, -1, 1_001, 10.0, "10", None, True]),
     "num_steps": (256, [1, np.int32(7)], [0, -1, 1.0, "256", None, True]),
     "partial": ("commit", ["stitch"], ["drop", None, 1]),
     "robust": (False, [True], [1, 0, "true", None]),

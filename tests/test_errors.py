@@ -33,6 +33,18 @@ EXAMPLES = {
         "values: expected at most 10, got 20; push smaller blocks or raise the server's --max-frame-bytes",
     ),
     "ServerError": (("the server failed at push",), "the server failed at push"),
+    "ScoreFunctionError": (
+        ("my_scores:fitness", "ValueError('no')"),
+        "score function my_scores:fitness: expected (mean, max), two finite floats, got ValueError('no')",
+    ),
+    "PickleRefused": (
+        ("set_score_function",),
+        (
+            "set_score_function: expected a server that takes pickled functions, got one that does not; its operator "
+            "allows it with plr-server serve --allow-pickle or launch(..., allow_pickle=True), or configures strategy = "
+            "'module:function'"
+        ),
+    ),
     "ServerStartError": (("bind: expected a folder",), "bind: expected a folder"),
     "AddressTaken": (
         ("tcp://127.0.0.1:1", "another process"),

@@ -31,6 +31,7 @@ FIELDS = {
     "max_score_coef": (0.25, ["0.25"], "0.25"),
     "gamma": (0.99, ["0.99"], "0.99"),
     "gae_lambda": (1.0, ["1"], "1"),
+    "window": (20, ["20"], "20"),
     "num_steps": (64, ["64"], "64"),
     "partial": ("stitch", ["stitch"], '"stitch"'),
     "robust": (True, [], "true"),
