@@ -18,6 +18,7 @@ from plr_server.__main__ import _config, _parser, main
 # Every field with a value that is not its default: Python, command line, TOML.
 FIELDS = {
     "levels": (range(5, 50, 5), ["5:50:5"], '"5:50:5"'),
+    "capacity": (50, ["50"], "50"),
     "strategy": ("gae", ["gae"], '"gae"'),
     "transform": ("power", ["power"], '"power"'),
     "temperature": (0.5, ["0.5"], "0.5"),
@@ -103,7 +104,7 @@ def test_an_unknown_toml_key_is_named(tmp_path):
     file = tmp_path / "plr.toml"
     file.write_text("temprature = 0.5\n")
     with pytest.raises(
-        ConfigError, match=r"^temprature: expected a field among levels, strategy, .*, got an unknown name$"
+        ConfigError, match=r"^temprature: expected a field among levels, capacity, strategy, .*, got an unknown name$"
     ):
         configured("--config", str(file))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import gymnasium as gym
+import model
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from level_env import LevelEnv
 
-import model
 from plr_client import InvalidInput, Level, LevelClient, LevelOutsideSpace, NoLevels, Trainer
 from plr_client.protocol import MAX_PAYLOADS
 from plr_server import Config, Curriculum, launch, open_space
@@ -32,6 +32,9 @@ PAYLOADS = [  # some of them the same level: the order of a map's keys does not 
     ),
     *(1, 1.0, True, 0, 0.0, False, "1", b"1", "", [], {}, [None], 2**63, -5),
 ]
+
+
+THOUSANDTHS = st.integers(0, 5_000).map(lambda score: score / 1_000)  # nothing underflows in the model
 
 
 def frozen(curriculum):
@@ -146,7 +149,7 @@ class OpenMachine(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "table") and (self.num_inserted or not self.of_payloads))
     @rule(data=st.data(), as_rollout=st.booleans())
     def score_levels(self, data, as_rollout):
-        scores = st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 5)
+        scores = st.sampled_from([0.0, 0.25, 0.5, 1.0]) | THOUSANDTHS
         pairs = data.draw(st.lists(st.tuples(self.levels(), scores), min_size=1, max_size=8))
         levels, values = np.array([[level for level, _ in pairs], [score for _, score in pairs]], dtype=object)
         levels, values = levels.astype(np.int64), values.astype(float)
@@ -163,7 +166,7 @@ class OpenMachine(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "table") and self.of_payloads)
     @rule(data=st.data(), given=st.lists(st.sampled_from(PAYLOADS), max_size=5))
     def insert(self, data, given):
-        scores = data.draw(st.none() | st.lists(st.floats(-1, 5), min_size=len(given), max_size=len(given)))
+        scores = data.draw(st.none() | st.lists(THOUSANDTHS, min_size=len(given), max_size=len(given)))
         parents = data.draw(
             st.none() | st.lists(st.integers(-1, self.num_inserted - 1), min_size=len(given), max_size=len(given))
         )
