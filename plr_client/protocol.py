@@ -237,6 +237,8 @@ def _canonical(value: Any, depth: int) -> Any:
     if depth == MAX_PAYLOAD_DEPTH:
         raise ValueError(f"lists and maps nested more than {MAX_PAYLOAD_DEPTH} deep")
     if isinstance(value, dict):
+        if any(isinstance(key, dict | list | tuple) for key in value):
+            raise TypeError("a list or map as the key of a map")
         return {key: _canonical(value[key], depth + 1) for key in sorted(value, key=msgpack.packb)}
     return [_canonical(below, depth + 1) for below in value]
 

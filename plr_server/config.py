@@ -34,7 +34,7 @@ MAX_LEVELS = 2**31 - 2  # indices are counted in int32
 OPEN_SPACES = ("unbounded", "payloads")
 MAX_CAPACITY = 10_000_000
 LEVELS_EXPECTED = (
-    "START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one; or unbounded or payloads"
+    "unbounded, payloads, START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one"
 )
 
 

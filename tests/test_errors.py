@@ -32,6 +32,10 @@ EXAMPLES = {
         ("values", 10, 20),
         "values: expected at most 10, got 20; push smaller blocks or raise the server's --max-frame-bytes",
     ),
+    "NoLevels": (
+        (),
+        "levels: expected some to hand out, got none inserted yet; insert payloads first (Trainer.insert)",
+    ),
     "ServerError": (("the server failed at push",), "the server failed at push"),
     "ScoreFunctionError": (
         ("my_scores:fitness", "ValueError('no')"),
@@ -41,8 +45,8 @@ EXAMPLES = {
         ("set_score_function",),
         (
             "set_score_function: expected a server that takes pickled functions, got one that does not; its operator "
-            "allows it with plr-server serve --allow-pickle or launch(..., allow_pickle=True), or configures strategy = "
-            "'module:function'"
+            "allows it with plr-server serve --allow-pickle or launch(..., allow_pickle=True), or configures "
+            "strategy = 'module:function'"
         ),
     ),
     "ServerStartError": (("bind: expected a folder",), "bind: expected a folder"),

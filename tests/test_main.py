@@ -111,10 +111,10 @@ def test_an_unknown_toml_key_is_named(tmp_path):
 
 REFUSED = {
     "an unknown strategy": (["--strategy", "best"], "strategy: expected one of value_l1, gae, "),
-    "an empty range": (["--levels", "5:5"], "levels: expected START:STOP, START:STOP:STEP, a range, or a list of "),
+    "an empty range": (["--levels", "5:5"], "START:STOP, START:STOP:STEP, a range, or a list of "),
     "a level twice": (["--levels", "1,1"], "at least one, got an id twice"),
     "too many levels": (["--levels", "0:1000000000000"], "levels: expected at most 2147483646 levels, got range("),
-    "levels beyond int64": (["--levels", "0:99999999999999999999"], "levels: expected START:STOP"),
+    "levels beyond int64": (["--levels", "0:99999999999999999999"], "START:STOP"),
     "a missing file": (
         ["--config", "/no/such.toml"],
         "config: expected a TOML file at /no/such.toml, got [Errno 2] No such",
