@@ -14,8 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from level_env import LevelEnv
 
 from plr_client import InvalidInput, Level, LevelClient, LevelOutsideSpace, NoLevels, Trainer
-from plr_client.protocol import MAX_PAYLOADS
+from plr_client.protocol import MAX_PAYLOADS, Request, decode_reply, encode_request, join_payloads
 from plr_server import Config, Curriculum, launch, open_space
+from plr_server.dispatch import Dispatcher
 from plr_server.sampler import TRANSFORMS
 from wrappers import LevelReplay, LevelReplayVector
 
@@ -384,6 +385,86 @@ class TestPayloads:
                 curriculum.insert([1])
             with pytest.raises(InvalidInput, match='a curriculum with levels="payloads"'):
                 curriculum.levels([0])
+
+
+class TestStrategiesThatRemember:
+    """A new level brings its past with it when it enters, and leaves it behind when it goes."""
+
+    @pytest.mark.parametrize("partial", ["commit", "stitch"])
+    @pytest.mark.parametrize("levels", ["unbounded", "payloads"])
+    @pytest.mark.parametrize("strategy", ["grounded_signed_value_loss", "learnability", "tscl"])
+    def test_while_there_is_room_scores_are_those_of_a_closed_space(self, strategy, levels, partial):
+        rng = np.random.default_rng(2)
+        fields = {"strategy": strategy, "partial": partial, "window": 3}
+        closed = Curriculum(Config(levels=range(12), **fields))
+        opened = Curriculum(Config(levels=levels, capacity=12, **fields))
+        if levels == "payloads":
+            opened.insert(list("abcdefghijkl"))
+        shape = (20, 3)
+        playing = rng.integers(0, 12, 3)
+        for round_ in range(8):
+            dones = rng.random(shape) < 0.2
+            played = np.empty(shape, int)
+            for t in range(20):
+                played[t] = playing
+                playing = np.where(dones[t], rng.integers(0, 12, 3), playing)
+            values, rewards = rng.normal(size=shape), rng.normal(size=shape)
+            for curriculum in (closed, opened):
+                curriculum.update(values, rewards, dones, played, values[0])
+            if round_ == 4:
+                opened = Curriculum.from_state(opened.state())
+            ids, scores, _, seen = closed.scores()
+            found = dict(zip(*(column.tolist() for column in opened.scores()[:2]), strict=True))
+            assert found == pytest.approx(dict(zip(ids[seen].tolist(), scores[seen].tolist(), strict=True)), rel=1e-12)
+
+    def test_a_level_that_comes_back_has_no_past(self):
+        config = Config(
+            levels="unbounded", capacity=1, strategy="grounded_signed_value_loss", transform="constant", gamma=1.0
+        )
+        curriculum = Curriculum(config)
+
+        def play(level, reward, value):
+            one = np.ones((1, 1))
+            curriculum.update(value * one, reward * one, one == 1, (level * one).astype(int), one[0])
+            return curriculum.scores()[0].tolist(), curriculum.scores()[1].tolist()
+
+        assert play(7, reward=5.0, value=4.0) == ([7], [1.0])
+        assert play(7, reward=3.0, value=4.5) == ([7], [0.5])  # the best return is still 5
+        assert play(8, reward=6.0, value=4.0) == ([8], [2.0])
+        assert play(7, reward=5.0, value=1.0) == ([7], [4.0])
+        assert play(8, reward=5.5, value=0.0) == ([8], [5.5])  # not 6
+
+    def test_a_level_that_is_turned_away_leaves_nothing(self):
+        curriculum = Curriculum(Config(levels="unbounded", capacity=1, strategy="tscl", window=3))
+        curriculum.update_scores([1], [10.0])
+        before = curriculum.state()["history"]
+        zeros = np.zeros((4, 1))
+        curriculum.update(zeros, np.arange(4.0)[:, np.newaxis], zeros == 0, np.full((4, 1), 5), zeros[0])
+        assert curriculum.stats()["rejected"] == 4
+        assert pickle.dumps(curriculum.state()["history"]) == pickle.dumps(before)
+
+
+class TestDispatch:
+    def test_payloads_are_made_canonical_by_the_server_and_refused_whole(self):
+        curriculum = payloads()
+        dispatcher = Dispatcher(curriculum, max_frame_bytes=2**20)
+
+        def ask(sequence, op, **arrays):
+            frames = encode_request(Request(sequence, "s", sequence, op, {}, arrays))
+            return decode_reply(dispatcher.answer(b"peer", [bytes(frame) for frame in frames]))
+
+        one, same = b"\x82\xa1a\x01\xa1b\xcd\x00\x02", b"\x82\xa1b\x02\xa1a\x01"  # {a: 1, b: 2}, a long 2 in one
+        assert ask(1, "insert", **join_payloads([one, same])).arrays["ids"].tolist() == [0, 0]
+        before = frozen(curriculum)
+        for i, packed in enumerate([b"\xc0", b"\xc1", b"\x81\x90\x01", b"\x91" * 70 + b"\x01"]):
+            assert isinstance(ask(2 + i, "insert", **join_payloads([b"\x07", packed])).error, InvalidInput)
+        assert isinstance(ask(8, "insert").error, InvalidInput)
+        assert isinstance(ask(9, "levels").error, InvalidInput)
+        assert frozen(curriculum) == before
+        first = ask(10, "insert", **join_payloads([b"\x07"]), scores=np.ones(1))
+        again = ask(10, "insert", **join_payloads([b"\x07"]), scores=np.ones(1))  # sent once more: applied once
+        assert first.arrays["ids"].tolist() == again.arrays["ids"].tolist() == [1]
+        assert curriculum.stats()["scores"] == 1
 
 
 class RoomEnv(LevelEnv):
