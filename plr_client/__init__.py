@@ -19,6 +19,7 @@ from plr_client.errors import (
     ServerError,
     ServerStartError,
     ServerUnreachable,
+    UnknownCurriculum,
     UnknownOperation,
     VersionMismatch,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "ServerStartError",
     "ServerUnreachable",
     "Trainer",
+    "UnknownCurriculum",
     "UnknownOperation",
     "VersionMismatch",
 ]

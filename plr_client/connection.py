@@ -44,26 +44,30 @@ class Connection:
 
     Args:
         address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
+        curriculum: the name of the curriculum that the requests are for.
         timeout_s: seconds after which a request without a reply raises `ServerUnreachable`; above 0.
 
     Raises:
         InvalidInput: the address is no ipc or tcp address, or the timeout is not above 0.
     """
 
-    def __init__(self, address: str, *, timeout_s: float) -> None:
+    def __init__(self, address: str, *, curriculum: str, timeout_s: float) -> None:
         if not (isinstance(address, str) and address.startswith(("ipc://", "tcp://"))):
             raise InvalidInput("address", "ipc://PATH or tcp://HOST:PORT", repr(address))
         if not timeout_s > 0:
             raise InvalidInput("timeout_s", "a number of seconds above 0", str(timeout_s))
+        if not (isinstance(curriculum, str) and curriculum):
+            raise InvalidInput("curriculum", "the name of a curriculum", repr(curriculum))
         self.address = address
+        self.curriculum = curriculum
         self.timeout_s = timeout_s
         self._start_session()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"address": self.address, "timeout_s": self.timeout_s}
+        return {"address": self.address, "curriculum": self.curriculum, "timeout_s": self.timeout_s}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["address"], timeout_s=state["timeout_s"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def _start_session(self) -> None:
         self._pid = os.getpid()
@@ -120,7 +124,7 @@ class Connection:
 
     def _exchange(self, op: str, args: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Reply:
         sequence = self._sequence + 1
-        frames = encode_request(Request(sequence, self._session, sequence, op, args, arrays))
+        frames = encode_request(Request(sequence, self._session, sequence, op, args, arrays, self.curriculum))
         for name, array in arrays.items():
             if array.nbytes > self._max_frame_bytes:
                 raise MessageTooLarge(name, self._max_frame_bytes, array.nbytes)

@@ -4,6 +4,7 @@
     ├── InvalidInput (ValueError)        an argument or a pushed array is not what it must be
     │   ├── MissingField                 a field that the configured strategy needs was not given
     │   └── LevelOutsideSpace            a level id the curriculum does not have
+    ├── UnknownCurriculum                a curriculum the server does not have
     ├── ConfigError (ValueError)         a configuration field is not what it must be
     ├── NoLevels                         there is no level to hand out
     ├── ServerUnreachable                no reply within the timeout
@@ -86,6 +87,22 @@ class LevelOutsideSpace(InvalidInput):
     """A level id that is not in the curriculum's level space."""
 
     code = "level_outside_space"
+
+
+class UnknownCurriculum(PlrError):
+    """The server has no curriculum of that name.
+
+    Attributes:
+        name: the one asked for.
+        known: those it has.
+    """
+
+    code = "unknown_curriculum"
+    fields = ("name", "known")
+    template = "curriculum: expected one of {known}, got {name!r}"
+
+    name: str
+    known: str
 
 
 class ConfigError(PlrError, ValueError):

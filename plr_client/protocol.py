@@ -3,8 +3,8 @@
 Rules
   * A message is frame 1, a msgpack header, then one raw little-endian C-order frame for each array the header lists.
   * A request's header: `v` protocol version, `id` request id, `session` (the client's uuid, hex), `seq` sequence number
-    within the session (1, 2, ...), `op`, `args` (a map), `arrays` ([name, dtype, shape] each). Unknown keys are
-    ignored.
+    within the session (1, 2, ...), `curriculum` (a name; absent: "default"), `op`, `args` (a map), `arrays` ([name,
+    dtype, shape] each). Unknown keys are ignored.
   * Every request gets one reply with its `id`: either `result` (a map) and `arrays`, or `error` {code, fields}.
     `durable` is the highest sequence number of the session that the server will not lose; a client may forget up to
     there.
@@ -37,6 +37,7 @@ MAX_DIMENSIONS = 4
 MAX_PAYLOAD_BYTES = 64 * 1024  # of one payload, packed
 MAX_PAYLOAD_DEPTH = 64  # lists and maps within each other
 MAX_PAYLOADS = 4096  # in one request or reply: together they fit in one frame
+DEFAULT_CURRICULUM = "default"
 
 _DTYPES = {
     f"{order}{kind}{size}": np.dtype(f"<{kind}{size}")
@@ -58,6 +59,7 @@ class Request:
     op: str
     args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    curriculum: str = DEFAULT_CURRICULUM
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ def encode_request(request: Request) -> Frames:
         "id": request.id,
         "session": request.session,
         "seq": request.sequence,
+        "curriculum": request.curriculum,
         "op": request.op,
         "args": request.args,
     }
@@ -103,7 +106,7 @@ def decode_request(frames: Sequence[Any]) -> Request:
         VersionMismatch: they are of another protocol version.
         MessageTooLarge: more frames or a longer header than allowed.
     """
-    header = _decode_header(frames)
+    header = {"curriculum": DEFAULT_CURRICULUM} | _decode_header(frames)
     _check_version(header)
     arrays = _decode_arrays(header, frames)
     return Request(
@@ -113,6 +116,7 @@ def decode_request(frames: Sequence[Any]) -> Request:
         op=_get(header, "op", str),
         args=_get(header, "args", dict),
         arrays=arrays,
+        curriculum=_get(header, "curriculum", str),
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from plr_client.connection import Connection
 from plr_client.errors import InvalidInput, MissingField
 from plr_client.levels import NO_PARENT, Level
-from plr_client.protocol import join_payloads, pack_payloads, split_payloads, unpack_payload
+from plr_client.protocol import DEFAULT_CURRICULUM, join_payloads, pack_payloads, split_payloads, unpack_payload
 from plr_client.segment import Segment
 
 
@@ -29,14 +29,15 @@ class Trainer:
 
     Args:
         address: where the server listens.
+        curriculum: the name of the curriculum, where the server has several.
         timeout_s: seconds without a reply after which a request raises; above 0.
 
     Raises:
-        InvalidInput: the address or the timeout is not what it must be.
+        InvalidInput: the address, the name or the timeout is not what it must be.
     """
 
-    def __init__(self, address: str, *, timeout_s: float = 30.0) -> None:
-        self._connection = Connection(address, timeout_s=timeout_s)
+    def __init__(self, address: str, *, curriculum: str = DEFAULT_CURRICULUM, timeout_s: float = 30.0) -> None:
+        self._connection = Connection(address, curriculum=curriculum, timeout_s=timeout_s)
 
     @property
     def address(self) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from plr_client.errors import PlrError
-from plr_client.protocol import MAX_FRAME_BYTES
+from plr_client.protocol import DEFAULT_CURRICULUM, MAX_FRAME_BYTES
 from plr_client.trainer import Trainer
-from plr_server.config import Config
+from plr_server.config import Config, named_configs
 from plr_server.curriculum import Curriculum
 from plr_server.server import serve
 
@@ -77,7 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BYTES",
         help="the largest array taken from a client (default: %(default)s)",
     )
-    serving.add_argument("--config", metavar="FILE", help='a TOML file of the fields below, such as: levels = "0:200"')
+    serving.add_argument(
+        "--config",
+        metavar="FILE",
+        help='a TOML file of the fields below, such as: levels = "0:200". Tables [curricula.NAME] make several, '
+        "each with fields of its own over those at the top",
+    )
     serving.add_argument("--config-json", help=argparse.SUPPRESS)  # "-": from standard input; how launch() calls
     serving.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     serving.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
@@ -100,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
 
     stats = commands.add_parser("stats", help="print what a running server has done so far")
     stats.add_argument("address", metavar="ADDRESS", help="where the server listens")
+    stats.add_argument(
+        "--curriculum", default=DEFAULT_CURRICULUM, metavar="NAME", help="which one, where the server has several"
+    )
     stats.add_argument("--json", action="store_true", help="print one JSON object")
     stats.add_argument(
         "--timeout-s", type=float, default=5.0, help="seconds to wait for the server (default: %(default)s)"
@@ -117,20 +125,19 @@ def _serve(options: argparse.Namespace) -> int:
                 print(json.dumps(message), file=ready)
 
     def ready(address: str) -> None:
-        levels = (
-            f"{config.levels}, capacity {config.capacity}"
-            if isinstance(config.levels, str)
-            else f"{len(config.levels)} levels"
-        )
-        print(f"plr-server ready at {address} ({levels}, {config.strategy}, {config.transform})", flush=True)
+        served = [f"{_levels(c)}, {c.strategy}, {c.transform}" for c in configs.values()]
+        if len(configs) > 1:
+            served = [f"{name}: {what}" for name, what in zip(configs, served, strict=True)]
+        print(f"plr-server ready at {address} ({'; '.join(served)})", flush=True)
         say({"address": address})
 
     try:
-        config = _config(options)
-        if ":" in config.strategy and (folder := str(Path.cwd())) not in sys.path:
+        configs = _configs(options)
+        functions = any(":" in config.strategy for config in configs.values())
+        if functions and (folder := str(Path.cwd())) not in sys.path:
             sys.path.insert(0, folder)  # a module beside which the server is started is found, as by python -m
         serve(
-            Curriculum(config),
+            {name: Curriculum(config) for name, config in configs.items()},
             options.bind,
             insecure=options.insecure,
             allow_pickle=options.allow_pickle,
@@ -148,16 +155,22 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _config(options: argparse.Namespace) -> Config:
+def _levels(config: Config) -> str:
+    if isinstance(config.levels, str):
+        return f"{config.levels}, capacity {config.capacity}"
+    return f"{len(config.levels)} levels"
+
+
+def _configs(options: argparse.Namespace) -> dict[str, Config]:
     fields: dict[str, Any] = Config.from_toml(options.config) if options.config else {}
     if options.config_json == "-":
         fields |= json.load(sys.stdin)
     fields |= {name: value for name, value in vars(options).items() if name in Config.docs()}
-    return Config.from_dict(fields)
+    return named_configs(fields)
 
 
 def _stats(options: argparse.Namespace) -> int:
-    with Trainer(options.address, timeout_s=options.timeout_s) as trainer:
+    with Trainer(options.address, curriculum=options.curriculum, timeout_s=options.timeout_s) as trainer:
         stats = trainer.stats()
     if options.json:
         print(json.dumps(stats))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from plr_client.errors import ConfigError
+from plr_client.protocol import DEFAULT_CURRICULUM
 from plr_server.sampler import TRANSFORMS
 from plr_server.scores import STRATEGIES
 
@@ -110,6 +111,9 @@ class Config:
     robust: bool = _field(
         False, "robust PLR: new levels carry train = False, so that only replayed ones are learnt from"
     )
+    max_in_flight: int = _field(
+        0, "how many env slots may play one level at once; a level at the cap is drawn no more; 0: any number"
+    )
     seed: int = _field(0, "seed of the curriculum's random generator, 0 or more")
 
     def __post_init__(self) -> None:
@@ -135,6 +139,7 @@ class Config:
             ("capacity", 1, MAX_CAPACITY),
             ("window", 2, MAX_WINDOW),
             ("num_steps", 1, math.inf),
+            ("max_in_flight", 0, math.inf),
             ("seed", 0, math.inf),
         ):
             value = getattr(self, name)
@@ -200,6 +205,23 @@ class Config:
         except (OSError, ValueError) as exc:  # ValueError: no TOML, or no UTF-8
             raise ConfigError("config", f"a TOML file at {path}", str(exc)) from exc
         return fields
+
+
+def named_configs(fields: Mapping[str, Any]) -> dict[str, Config]:
+    """Returns the configurations of a server's curricula by name.
+
+    Args:
+        fields: plain values by field name, and under "curricula", where there is more than one, a table of such fields
+            for each name. What a table lacks it takes from the top.
+
+    Raises:
+        ConfigError: a name is unknown, or a value is not what it must be.
+    """
+    shared = {name: value for name, value in fields.items() if name != "curricula"}
+    tables = fields.get("curricula", {DEFAULT_CURRICULUM: {}})
+    if not (isinstance(tables, Mapping) and tables and all(isinstance(table, Mapping) for table in tables.values())):
+        raise ConfigError("curricula", "a table of fields for each name, at least one", f"{tables!r:.80}")
+    return {name: Config.from_dict(shared | dict(table)) for name, table in tables.items()}
 
 
 def _levels(given: Any) -> range | tuple[int, ...] | str:

@@ -73,7 +73,7 @@ class Curriculum:
     >>> int(curriculum.weights().argmax())
     2
     >>> [assignment.is_replay for assignment in curriculum.sample(2)]
-    [True, False]
+    [False, True]
 
     Source: arXiv 2010.03934 (algorithms 1 and 2), arXiv 2110.02439 (`robust`).
     """
@@ -120,7 +120,8 @@ class Curriculum:
 
         Returns:
             k assignments in the order of `slots`. Draws happen in that order, so the staleness each draw sees counts
-            the draws before it.
+            the draws before it. With `max_in_flight`, levels that so many slots play are left out, as if they were not
+            seen; where every seen level is and none is unseen, the cap yields.
 
         Raises:
             InvalidInput: k or slots are not what they must be.
@@ -139,7 +140,22 @@ class Curriculum:
         held = self._held.setdefault(holder, {})
         for slot in chosen:
             self._end(held.pop(slot, None))
-        replay_prob = self._replay_prob()
+        levels, is_replay = [], []
+        at_once = 1 if self.config.max_in_flight else k  # under a cap, what is drawn decides what can be drawn next
+        for _ in range(0, k, at_once):
+            some, some_replayed = self._draw(at_once)
+            levels += some
+            is_replay += some_replayed
+        held.update(zip(chosen, levels, strict=True))
+        self._counts.replays += sum(is_replay)
+        return [
+            Assignment(level, replay, replay or not self.config.robust, self._payload(level, packed=packed))
+            for level, replay in zip(levels, is_replay, strict=True)
+        ]
+
+    def _draw(self, k: int) -> tuple[list[int], list[bool]]:
+        """Draws k levels that begin now; returns them and which are replays."""
+        space, replay_prob = self._space, self._replay_prob()
         picks, is_replay, new_levels = [], [], []
         for drawn_before in range(k):
             pick = self._pick(replay_prob, drawn_before)
@@ -155,19 +171,21 @@ class Curriculum:
                 is_replay.append(bool(self._sampler.seen[pick]))
                 self._begin(space.id_of(pick))
             picks.append(pick)
+        yielding = list(self._sampler.hidden) if self._all_at_cap() and REPLAY in picks else []
+        for index in yielding:
+            self._sampler.show(index)
+        indices = self._sampler.draw(self._rng, picks)
+        for index in yielding:
+            self._sampler.hide(index)
         new = iter(new_levels)
-        levels = [
-            next(new) if index == OUTSIDE else space.id_of(index) for index in self._sampler.draw(self._rng, picks)
-        ]
-        for slot, pick, level in zip(chosen, picks, levels, strict=True):
-            held[slot] = level
+        levels = [next(new) if index == OUTSIDE else space.id_of(index) for index in indices]
+        for pick, level in zip(picks, levels, strict=True):
             if pick == REPLAY:
                 self._begin(level)
-        self._counts.replays += sum(is_replay)
-        return [
-            Assignment(level, replay, replay or not self.config.robust, self._payload(level, packed=packed))
-            for level, replay in zip(levels, is_replay, strict=True)
-        ]
+        return levels, is_replay
+
+    def _all_at_cap(self) -> bool:
+        return len(self._sampler.hidden) == self._sampler.num_seen
 
     def _payload(self, level: int, *, packed: bool) -> Any:
         if not isinstance(self._space, PayloadSpace):
@@ -191,6 +209,8 @@ class Curriculum:
             return 0.0
         if not self._has_new():
             return 1.0
+        if self._all_at_cap():
+            return 0.0
         if self.config.replay_schedule == "proportionate":
             return min(seen / total, self.config.replay_prob)
         return self.config.replay_prob if seen / total >= self.config.min_fill_ratio else 0.0
@@ -223,21 +243,32 @@ class Curriculum:
 
     def _begin(self, level: int) -> None:
         self._in_flight[level] += 1
+        index = self._space.index_of(level)
         if isinstance(self._space, OpenSpace):
             self._space.begin(level)
         else:
-            self._available.discard(self._space.index_of(level))
+            self._available.discard(index)
+        self._hide_at_cap(level, index)
 
     def _end(self, level: int | None) -> None:
         if level is None:
             return
         self._in_flight[level] -= 1
+        index = self._space.index_of(level)
+        if index in self._sampler.hidden and self._in_flight[level] < self.config.max_in_flight:
+            self._sampler.show(index)
         if not self._in_flight[level]:
             del self._in_flight[level]
             if isinstance(self._space, OpenSpace):
                 self._space.end(level)
-            elif not self._sampler.seen[index := self._space.index_of(level)]:
+            elif not self._sampler.seen[index]:
                 self._available.add(index)
+
+    def _hide_at_cap(self, level: int, index: int) -> None:
+        cap, sampler = self.config.max_in_flight, self._sampler
+        is_seen = index != NOT_IN_TABLE and sampler.seen[index]
+        if 0 < cap <= self._in_flight[level] and is_seen and index not in sampler.hidden:
+            sampler.hide(index)
 
     # ---- what was learnt from it
 
@@ -581,6 +612,9 @@ class Curriculum:
             for index in unique[~seen].tolist():
                 self._available.discard(index)
         self._sampler.set_scores(unique, new)
+        if self.config.max_in_flight:
+            for index in unique[~seen].tolist():
+                self._hide_at_cap(self._space.id_of(index), index)
         self._counts.scores += len(indices)
 
     # ---- what there is to know

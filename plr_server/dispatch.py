@@ -21,6 +21,7 @@ from plr_client.errors import (
     ProtocolError,
     ScoreFunctionError,
     ServerError,
+    UnknownCurriculum,
     UnknownOperation,
 )
 from plr_client.protocol import (
@@ -71,32 +72,34 @@ class Session:
 
 
 class Dispatcher:
-    """Answers requests out of one curriculum.
+    """Answers requests out of named curricula, which know nothing of each other.
 
     Args:
-        curriculum: the state machine; the dispatcher is its only caller.
+        curricula: the state machines by name; the dispatcher is their only caller.
         max_frame_bytes: told to clients, which then refuse to send more.
         allow_pickle: take score functions from clients: whoever can connect can then run code in this process.
     """
 
-    def __init__(self, curriculum: Curriculum, *, max_frame_bytes: int, allow_pickle: bool = False) -> None:
-        self.curriculum = curriculum
+    def __init__(
+        self, curricula: Mapping[str, Curriculum], *, max_frame_bytes: int, allow_pickle: bool = False
+    ) -> None:
         self.sessions: dict[str, Session] = {}
+        self.curricula = curricula
         self._max_frame_bytes = max_frame_bytes
         self._allow_pickle = allow_pickle
-        self._reads: dict[str, Callable[[Request], Reply]] = {
+        self._reads: dict[str, Callable[[Curriculum, Request], Reply]] = {
             "hello": self._hello,
             "stats": self._stats,
-            "weights": self._weights,
-            "scores": self._scores,
-            "levels": self._levels,
+            "weights": _weights,
+            "scores": _scores,
+            "levels": _levels,
         }
-        self._writes: dict[str, Callable[[Request], Reply]] = {
-            "next": self._next,
-            "push": self._push,
-            "push_step": self._push_step,
-            "push_scores": self._push_scores,
-            "insert": self._insert,
+        self._writes: dict[str, Callable[[Curriculum, Request], Reply]] = {
+            "next": _next,
+            "push": _push,
+            "push_step": _push_step,
+            "push_scores": _push_scores,
+            "insert": _insert,
             "set_score_function": self._set_score_function,
         }
 
@@ -135,22 +138,31 @@ class Dispatcher:
             session.reply = reply if request.op in self._writes else None
         return encode_reply(dataclasses.replace(reply, id=request.id, durable=session.sequence))
 
+    def holds(self, session: str) -> bool:
+        """Returns whether a slot of the client plays a level."""
+        return any(curriculum.holds(session) for curriculum in self.curricula.values())
+
     def release(self, session: str) -> None:
         """Takes back the levels that a vanished client's slots play; its pooled steps wait, it may come back."""
-        self.curriculum.release(session)
+        for curriculum in self.curricula.values():
+            curriculum.release(session)
 
     def forget(self, session: str) -> None:
         """Drops a client that said goodbye or will not come back, with all that was kept for it."""
-        self.curriculum.release(session)
-        self.curriculum.forget(session)
+        self.release(session)
+        for curriculum in self.curricula.values():
+            curriculum.forget(session)
         self.sessions.pop(session, None)
 
     def _apply(self, request: Request) -> Reply:
+        curriculum = self.curricula.get(request.curriculum)
         try:
+            if curriculum is None:
+                raise UnknownCurriculum(f"{request.curriculum:.80}", ", ".join(sorted(self.curricula)))  # noqa: TRY301
             if request.op in self._writes:
-                return self._writes[request.op](request)
+                return self._writes[request.op](curriculum, request)
             if request.op in self._reads:
-                return self._reads[request.op](request)
+                return self._reads[request.op](curriculum, request)
         except ScoreFunctionError as error:
             logger.error("%s, at %s of session %s", error, request.op, request.session, exc_info=error)  # noqa: TRY400
             return Reply(None, error=error)
@@ -164,37 +176,7 @@ class Dispatcher:
         known = ", ".join(sorted([*self._reads, *self._writes, "goodbye"]))
         return Reply(None, error=UnknownOperation(f"{request.op:.80}", known))
 
-    def _next(self, request: Request) -> Reply:
-        slots = _fields(request, {"slots"}).get("slots", np.empty(0, dtype=np.int64))
-        assignments = self.curriculum.sample(slots.size, slots=slots, holder=request.session, packed=True)
-        arrays = {
-            "levels": np.array([assignment.level for assignment in assignments], dtype=np.int64),
-            "is_replay": np.array([assignment.is_replay for assignment in assignments]),
-            "train": np.array([assignment.train for assignment in assignments]),
-        }
-        if assignments[0].payload is not None:
-            arrays |= join_payloads([assignment.payload for assignment in assignments])
-        return Reply(None, arrays=arrays)
-
-    def _push(self, request: Request) -> Reply:
-        fields = _fields(request, set(_ROLLOUT))
-        return Reply(None, {"scored": self.curriculum.update(**fields, source=request.session)})
-
-    def _push_step(self, request: Request) -> Reply:
-        fields = _fields(request, set(_ROLLOUT))
-        return Reply(None, {"scored": self.curriculum.update_step(**fields, source=request.session)})
-
-    def _push_scores(self, request: Request) -> Reply:
-        fields = {"levels": None, "scores": None, **_fields(request, {"levels", "scores"})}
-        return Reply(None, {"scored": self.curriculum.update_scores(**fields)})
-
-    def _insert(self, request: Request) -> Reply:
-        fields = _fields(request, {"payloads", "payload_bytes", "scores", "parents"})
-        packed = [pack_payload(unpack_payload(payload)) for payload in split_payloads(fields)]  # made canonical here
-        ids = self.curriculum.insert_packed(packed, fields.get("scores"), fields.get("parents"))
-        return Reply(None, arrays={"ids": ids})
-
-    def _set_score_function(self, request: Request) -> Reply:
+    def _set_score_function(self, curriculum: Curriculum, request: Request) -> Reply:
         if not self._allow_pickle:
             raise PickleRefused(request.op)
         pickled = _fields(request, {"function"}).get("function")
@@ -206,34 +188,68 @@ class Dispatcher:
         if request.args.get("python") != python:  # bytecode of another version can bring the interpreter down
             expected = f"one pickled by Python {python}, the server's"
             raise InvalidInput("function", expected, f"one by Python {request.args.get('python')!s:.20}")
-        self.curriculum.set_score_function(pickled.tobytes())
+        curriculum.set_score_function(pickled.tobytes())
         return Reply(None)
 
-    def _hello(self, _: Request) -> Reply:
+    def _hello(self, _curriculum: Curriculum, _request: Request) -> Reply:
         return Reply(None, {"max_frame_bytes": self._max_frame_bytes})
 
-    def _stats(self, _: Request) -> Reply:
-        return Reply(None, self.curriculum.stats() | {"sessions": len(self.sessions)})
+    def _stats(self, curriculum: Curriculum, _request: Request) -> Reply:
+        return Reply(None, curriculum.stats() | {"sessions": len(self.sessions)})
 
-    def _weights(self, _: Request) -> Reply:
-        return Reply(None, arrays={"weights": self.curriculum.weights()})
 
-    def _scores(self, _: Request) -> Reply:
-        return Reply(
-            None, arrays=dict(zip(("ids", "scores", "staleness", "seen"), self.curriculum.scores(), strict=True))
-        )
+def _next(curriculum: Curriculum, request: Request) -> Reply:
+    slots = _fields(request, {"slots"}).get("slots", np.empty(0, dtype=np.int64))
+    assignments = curriculum.sample(slots.size, slots=slots, holder=request.session, packed=True)
+    arrays = {
+        "levels": np.array([assignment.level for assignment in assignments], dtype=np.int64),
+        "is_replay": np.array([assignment.is_replay for assignment in assignments]),
+        "train": np.array([assignment.train for assignment in assignments]),
+    }
+    if assignments[0].payload is not None:
+        arrays |= join_payloads([assignment.payload for assignment in assignments])
+    return Reply(None, arrays=arrays)
 
-    def _levels(self, request: Request) -> Reply:
-        fields = {"levels": None, **_fields(request, {"levels"})}
-        levels = self.curriculum.levels_packed(**fields)
-        return Reply(
-            None,
-            arrays={
-                "levels": np.array([level for level, _, _ in levels], dtype=np.int64),
-                "parents": np.array([parent for _, _, parent in levels], dtype=np.int64),
-                **join_payloads([packed for _, packed, _ in levels]),
-            },
-        )
+
+def _push(curriculum: Curriculum, request: Request) -> Reply:
+    return Reply(None, {"scored": curriculum.update(**_fields(request, set(_ROLLOUT)), source=request.session)})
+
+
+def _push_step(curriculum: Curriculum, request: Request) -> Reply:
+    return Reply(None, {"scored": curriculum.update_step(**_fields(request, set(_ROLLOUT)), source=request.session)})
+
+
+def _push_scores(curriculum: Curriculum, request: Request) -> Reply:
+    fields = {"levels": None, "scores": None, **_fields(request, {"levels", "scores"})}
+    return Reply(None, {"scored": curriculum.update_scores(**fields)})
+
+
+def _insert(curriculum: Curriculum, request: Request) -> Reply:
+    fields = _fields(request, {"payloads", "payload_bytes", "scores", "parents"})
+    packed = [pack_payload(unpack_payload(payload)) for payload in split_payloads(fields)]  # made canonical here
+    ids = curriculum.insert_packed(packed, fields.get("scores"), fields.get("parents"))
+    return Reply(None, arrays={"ids": ids})
+
+
+def _weights(curriculum: Curriculum, _request: Request) -> Reply:
+    return Reply(None, arrays={"weights": curriculum.weights()})
+
+
+def _scores(curriculum: Curriculum, _request: Request) -> Reply:
+    return Reply(None, arrays=dict(zip(("ids", "scores", "staleness", "seen"), curriculum.scores(), strict=True)))
+
+
+def _levels(curriculum: Curriculum, request: Request) -> Reply:
+    fields = {"levels": None, **_fields(request, {"levels"})}
+    levels = curriculum.levels_packed(**fields)
+    return Reply(
+        None,
+        arrays={
+            "levels": np.array([level for level, _, _ in levels], dtype=np.int64),
+            "parents": np.array([parent for _, _, parent in levels], dtype=np.int64),
+            **join_payloads([packed for _, packed, _ in levels]),
+        },
+    )
 
 
 def _fields(request: Request, known: set[str]) -> Mapping[str, Any]:

@@ -14,10 +14,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 from plr_client.errors import ServerStartError, from_wire
+from plr_client.protocol import DEFAULT_CURRICULUM
 from plr_server.config import Config
 
 START_TIMEOUT_S = 60.0
@@ -48,11 +49,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def launch(config: Config, address: str | None = None, *, allow_pickle: bool = False) -> Iterator[Server]:
+def launch(
+    config: Config | Mapping[str, Config], address: str | None = None, *, allow_pickle: bool = False
+) -> Iterator[Server]:
     """Runs a server for as long as the context lasts.
 
     Args:
-        config: the curriculum's configuration.
+        config: the curriculum's configuration; or several by name, each a curriculum of its own in the one server.
         address: `ipc://PATH` or `tcp://127.0.0.1:PORT` (0 for a free port); by default an ipc path in a new folder
             that only this user can enter.
         allow_pickle: take score functions from clients (`Trainer.set_score_function`): whoever can connect can then run
@@ -80,12 +83,14 @@ def launch(config: Config, address: str | None = None, *, allow_pickle: bool = F
             bind = ("--bind", f"ipc://{folder}/plr.sock", "--own-folder")
         else:
             bind = ("--bind", address)
-        server = _start(config, (*bind, "--allow-pickle") if allow_pickle else bind)
+        named = {DEFAULT_CURRICULUM: config} if isinstance(config, Config) else config
+        fields = {"curricula": {name: one.to_dict() for name, one in named.items()}}
+        server = _start(fields, (*bind, "--allow-pickle") if allow_pickle else bind)
         stack.callback(server.stop)
         yield server
 
 
-def _start(config: Config, options: tuple[str, ...]) -> Server:
+def _start(fields: dict[str, Any], options: tuple[str, ...]) -> Server:
     read, write = os.pipe()
     with os.fdopen(read, "rb") as ready:
         try:
@@ -102,19 +107,20 @@ def _start(config: Config, options: tuple[str, ...]) -> Server:
         finally:
             os.close(write)
         try:
-            return Server(_await_ready(process, ready, config), process)
+            return Server(_await_ready(process, ready, fields), process)
         except BaseException:  # an interrupt too must leave nothing behind
             Server("", process).stop()
             raise
 
 
-def _await_ready(process: subprocess.Popen[bytes], ready: BinaryIO, config: Config) -> str:
+def _await_ready(process: subprocess.Popen[bytes], ready: BinaryIO, fields: dict[str, Any]) -> str:
     """Hands the configuration to a starting server and returns the address that it says it listens on."""
     assert process.stdin is not None  # noqa: S101  narrows the type
     with contextlib.suppress(BrokenPipeError), process.stdin:
-        process.stdin.write(json.dumps(config.to_dict()).encode())
-    readable, _, _ = select.select([ready], [], [], START_TIMEOUT_S)
-    line = ready.readline() if readable else b""
+        process.stdin.write(json.dumps(fields).encode())
+    poll = select.poll()  # not select(), which knows no more than 1024 open files
+    poll.register(ready, select.POLLIN)
+    line = ready.readline() if poll.poll(1000 * START_TIMEOUT_S) else b""
     if not line:
         process.kill()
         raise ServerStartError(f"expected a ready server within {START_TIMEOUT_S:g} s, got exit code {process.wait()}")

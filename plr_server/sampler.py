@@ -67,6 +67,8 @@ class Sampler:
         scores: (N,) float64, read-only; 0 where unseen.
         seen: (N,) bool, read-only.
         last_drawn: (N,) int64, read-only; C_i, 0 where never drawn.
+        num_seen: n.
+        hidden: seen levels that `draw` leaves out for now, as if they were not seen.
 
     Source: arXiv 2010.03934, section 3 (P_S, P_C, P_replay). Peers build the whole vector for every draw, let unseen
     levels take ranks, and differ in ties, in clipping and in the all-zero cases.
@@ -90,19 +92,17 @@ class Sampler:
         last_drawn = self._history.last_drawn if staleness_coef else np.broadcast_to(np.int64(0), num_levels)
         self._evictions = EvictionOrder(last_drawn) if evicts else None
         self._scores = np.zeros(num_levels)
+        self._seen = np.zeros(num_levels, dtype=np.bool_)
         self.scores = _read_only(self._scores)
-        self.seen = _read_only(self._history.seen[:num_levels])
+        self.seen = _read_only(self._seen)
+        self.num_seen = 0
+        self.hidden: set[int] = set()
         self.last_drawn = _read_only(self._history.last_drawn[:num_levels])
 
     @property
     def draws(self) -> int:
         """Levels drawn so far: c."""
         return self._history.draws
-
-    @property
-    def num_seen(self) -> int:
-        """Levels that have a score."""
-        return self._history.num_seen
 
     def set_scores(self, indices: Ints, scores: Floats) -> None:
         """Gives levels their scores; they are seen from now on.
@@ -111,6 +111,9 @@ class Sampler:
             indices: (m,) unique, 0..N-1.
             scores: (m,) finite, up to 1e30 in magnitude.
         """
+        hidden = self.hidden.intersection(indices.tolist()) if self.hidden else ()
+        for index in hidden:
+            self.show(index)
         seen = self.seen[indices]
         if self._transform is not None:
             self._transform.replace(indices[seen], self._scores[indices[seen]], indices, scores)
@@ -118,7 +121,11 @@ class Sampler:
             old, new = self._keys(self._scores[indices[seen]]), self._keys(scores)
             self._evictions.replace(indices[seen], old, indices, new)
         self._scores[indices] = scores
+        self._seen[indices] = True
+        self.num_seen += int(len(seen) - seen.sum())
         self._history.add(indices[~seen])
+        for index in hidden:
+            self.hide(index)
 
     def forget(self, indices: Ints) -> None:
         """Makes levels unseen and never drawn, as they were at first.
@@ -126,12 +133,16 @@ class Sampler:
         Args:
             indices: (m,) unique, 0..N-1, seen or not.
         """
+        for index in self.hidden.intersection(indices.tolist()):
+            self.show(index)
         seen = indices[self.seen[indices]]
         if self._transform is not None:
             self._transform.replace(seen, self._scores[seen], indices[:0], self._scores[:0])
         if self._evictions is not None:
             self._evictions.replace(seen, self._keys(self._scores[seen]), indices[:0], self._scores[:0])
         self._scores[seen] = 0.0
+        self._seen[seen] = False
+        self.num_seen -= len(seen)
         self._history.remove(seen)
         self._history.last_drawn[indices] = 0
 
@@ -140,11 +151,20 @@ class Sampler:
         self._history.last_drawn[index] = last_drawn
 
     def lowest(self) -> int:
-        """Returns the index that P_replay values least, out of those seen, of which there must be one.
+        """Returns the index that P_replay values least, out of those seen, hidden or not, of which there must be one.
 
         Where float64 does not tell two apart, that of the lower P_S; then the less stale; then the lower index. Only a
         sampler that `evicts` knows. Costs O(sqrt N) as a rule; O(N) where the staleness temperature is not 1.
         """
+        hidden = list(self.hidden)
+        for index in hidden:
+            self.show(index)
+        lowest = self._visible_lowest()
+        for index in hidden:
+            self.hide(index)
+        return lowest
+
+    def _visible_lowest(self) -> int:
         assert self._evictions is not None  # noqa: S101  the caller asked for it
         staleness_coef, by_score, num_seen = self._staleness_coef, self._by_score(), self.num_seen
         p_stale = self._history.p_stale() if staleness_coef else None
@@ -160,6 +180,24 @@ class Sampler:
 
         return self._evictions.lowest(p_replay)
 
+    def hide(self, index: int) -> None:
+        """Leaves a seen level out of the draws until `show`; its score, staleness and weight stay."""
+        self.hidden.add(index)
+        self._history.remove(np.array([index]))
+        if self._transform is not None:
+            self._transform.replace(*self._entry(index), *self._entry(None))
+
+    def show(self, index: int) -> None:
+        """Lets `draw` find a hidden level again."""
+        self.hidden.remove(index)
+        self._history.add(np.array([index]))
+        if self._transform is not None:
+            self._transform.replace(*self._entry(None), *self._entry(index))
+
+    def _entry(self, index: int | None) -> tuple[Ints, Floats]:
+        indices = np.array([] if index is None else [index], dtype=np.int64)
+        return indices, self._scores[indices]
+
     def draw(self, rng: np.random.Generator, picks: list[int]) -> list[int]:
         """Draws levels one after the other: each counts as drawn before the next, whose staleness sees it.
 
@@ -172,10 +210,10 @@ class Sampler:
             The indices, in the order of `picks`, OUTSIDE for OUTSIDE.
 
         Raises:
-            InvalidInput: a REPLAY while no level is seen; nothing has changed.
+            InvalidInput: a REPLAY while no level is seen (hidden ones do not count); nothing has changed.
         """
         num_replays = picks.count(REPLAY)
-        if num_replays and not self.num_seen:
+        if num_replays and not self._history.num_seen:
             raise InvalidInput("picks", "a seen level to replay", "none seen")
         history, staleness_coef = self._history, self._staleness_coef
         by_score = self._by_score()
@@ -198,7 +236,16 @@ class Sampler:
         return drawn
 
     def weights(self) -> Floats:
-        """Returns (N,) P_replay: 0 where unseen, and 0 everywhere while nothing is seen."""
+        """Returns (N,) P_replay, hidden levels included: 0 where unseen, 0 everywhere while nothing is seen."""
+        hidden = list(self.hidden)
+        for index in hidden:
+            self.show(index)
+        weights = self._visible_weights()
+        for index in hidden:
+            self.hide(index)
+        return weights
+
+    def _visible_weights(self) -> Floats:
         if not self.num_seen:
             return np.zeros(len(self.scores))
         by_score = self._by_score()
@@ -460,7 +507,7 @@ class _ByWeight:
 
 
 class _History:
-    """Which levels are seen and when each was last drawn: draws by staleness, and uniform ones.
+    """Which levels may be drawn (seen, not hidden) and when each was last drawn: draws by staleness, and uniform ones.
 
     Trees of whole numbers, exact: how many seen levels there are below a node and what the sum of their C_i is, so that
     the staleness below it is c · count - sum for whatever c.

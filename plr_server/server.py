@@ -1,4 +1,4 @@
-"""The ZeroMQ loop around one curriculum: receives, has the dispatcher decide, sends; watches for peers that vanish.
+"""The ZeroMQ loop around the curricula: receives, has the dispatcher decide, sends; watches for peers that vanish.
 
 Single-threaded: one request after the other. It owns the socket, the signals and the clock, and none of the
 mathematics. Used by the command line and, through it, by `plr_server.launch`.
@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import zmq
@@ -27,6 +27,7 @@ from plr_server.endpoint import beyond_this_machine, listening
 logger = logging.getLogger("plr_server")
 
 HEARTBEAT_MS = 5_000  # a peer silent for three heartbeats is gone
+SEND_QUEUE = 64  # messages that wait for a peer that does not read; further ones are dropped
 BATCH = 64  # requests between two looks at signals and the clock
 TICK_MS = 500
 SWEEP_AFTER_S = (0.05, 1.0)  # after a disconnect: soon, and once more for what the transport had not noticed yet
@@ -35,7 +36,7 @@ CLOSING_LINGER_MS = 500
 
 
 def serve(
-    curriculum: Curriculum,
+    curricula: Mapping[str, Curriculum],
     address: str,
     *,
     ready: Callable[[str], None],
@@ -44,10 +45,10 @@ def serve(
     max_frame_bytes: int = MAX_FRAME_BYTES,
     parent_pid: int | None = None,
 ) -> None:
-    """Serves the curriculum until SIGINT or SIGTERM, then tells the clients and returns. Call it from the main thread.
+    """Serves curricula until SIGINT or SIGTERM, then tells the clients and returns. Call it from the main thread.
 
     Args:
-        curriculum: what to serve.
+        curricula: what to serve, by the name that clients ask for.
         address: `ipc://PATH` or `tcp://HOST:PORT`, port 0 for a free one.
         ready: called with the address once clients can connect.
         insecure: allow a tcp address beyond loopback.
@@ -70,6 +71,7 @@ def serve(
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, CLOSING_LINGER_MS)
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    router.setsockopt(zmq.SNDHWM, SEND_QUEUE)
     router.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
     router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
@@ -80,7 +82,7 @@ def serve(
         stop = stack.enter_context(_stop_signals())
         bound = stack.enter_context(listening(router, address, insecure=insecure))
         stack.callback(_close, context, router, monitor)  # before giving up the address: it unlinks what is there
-        dispatcher = Dispatcher(curriculum, max_frame_bytes=max_frame_bytes, allow_pickle=allow_pickle)
+        dispatcher = Dispatcher(curricula, max_frame_bytes=max_frame_bytes, allow_pickle=allow_pickle)
         loop = _Loop(dispatcher, router, monitor, stop)
         ready(bound)
         loop.run(parent_pid)
@@ -164,7 +166,7 @@ class _Loop:
         if self._sweeps_s and self._sweeps_s[0] <= now_s:
             self._sweeps_s.pop(0)
             for name, session in self.dispatcher.sessions.items():
-                if self.dispatcher.curriculum.holds(name) and not self._send(session.peer, encode_notice("ping")):
+                if self.dispatcher.holds(name) and not self._send(session.peer, encode_notice("ping")):
                     logger.info("session %s is gone: its levels are no longer in flight", name)
                     self.dispatcher.release(name)
         if self._forget_s <= now_s:

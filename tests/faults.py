@@ -134,7 +134,9 @@ def script(code, *args):
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            pipe.close()
 
 
 def run_script(code, *args, timeout_s=DEADLINE_S):
@@ -164,6 +166,17 @@ class Raw:
     def ask(self, frames):
         self.send(frames)
         return self.receive()
+
+    @contextlib.contextmanager
+    def hung_up_on(self):
+        """Waits, at its end, until the server has closed the connection."""
+        monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            yield
+            assert monitor.poll(int(DEADLINE_S * 1000)), "the server did not hang up"
+        finally:
+            self.socket.disable_monitor()
+            monitor.close()
 
     def __enter__(self):
         return self

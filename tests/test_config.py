@@ -55,6 +55,7 @@ TABLE = {
     "num_steps": (256, [1, np.int32(7)], [0, -1, 1.0, "256", None, True]),
     "partial": ("commit", ["stitch"], ["drop", None, 1]),
     "robust": (False, [True], [1, 0, "true", None]),
+    "max_in_flight": (0, [1, np.int32(7)], [-1, 1.0, "1", None, True]),
     "seed": (0, [1, 2**70], [-1, 1.0, "0", None, True]),
 }
 GOOD = [(name, value) for name, (_, good, _) in TABLE.items() for value in good]

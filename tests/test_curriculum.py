@@ -614,3 +614,62 @@ class CurriculumMachine(RuleBasedStateMachine):
 
 TestCurriculumMachine = CurriculumMachine.TestCase
 TestCurriculumMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+class TestMaxInFlight:
+    def test_a_level_at_the_cap_is_drawn_no_more(self):
+        curriculum = Curriculum(Config(levels=range(30), strategy="external", max_in_flight=2))
+        curriculum.update_scores(np.arange(30), np.arange(30.0))
+        for _ in range(200):
+            drawn = [assignment.level for assignment in curriculum.sample(40)]
+            assert np.bincount(drawn).max() <= 2
+        curriculum.sample(40)
+        curriculum.release("")
+        assert curriculum._sampler.hidden == set()
+
+    def test_the_others_are_drawn_as_if_it_were_not_seen(self):
+        config = Config(
+            levels=range(6),
+            strategy="external",
+            transform="power",
+            temperature=1.0,
+            staleness_coef=0.0,
+            max_in_flight=1,
+        )
+        curriculum = Curriculum(config)
+        curriculum.update_scores(np.arange(6), np.arange(1.0, 7.0))
+        weights = curriculum.weights()
+        counts = np.zeros((6, 6))
+        for _ in range(10_000):
+            first, second = (assignment.level for assignment in curriculum.sample(2))
+            counts[first, second] += 1
+        np.testing.assert_allclose(curriculum.weights(), weights)
+        for first in range(6):
+            others = np.where(np.arange(6) == first, 0, weights)
+            assert model.chi_square_p_value(counts[first], others / others.sum()) > 1e-4
+
+    def test_a_new_level_in_flight_counts_once_it_is_seen(self):
+        curriculum = Curriculum(Config(levels=range(2), strategy="external", max_in_flight=1))
+        levels = [assignment.level for assignment in curriculum.sample(2, holder="a")]
+        curriculum.update_scores([levels[0]], [5.0])
+        (again,) = curriculum.sample(1, holder="b")
+        assert (again.level, again.is_replay) == (levels[1], False)  # not the seen one, which is being played
+
+    def test_the_cap_yields_where_nothing_else_is_left(self):
+        curriculum = Curriculum(Config(levels=range(2), strategy="external", max_in_flight=1))
+        curriculum.update_scores([0, 1], [1.0, 2.0])
+        assert len({assignment.level for assignment in curriculum.sample(5)}) == 2
+        assert curriculum.stats()["in_flight"] == 5
+
+    def test_it_resumes_bit_for_bit_and_forgets_no_hidden_level(self):
+        curriculum = Curriculum(Config(levels=range(20), strategy="external", max_in_flight=1, alpha=0.5))
+        rng = np.random.default_rng(0)
+        curriculum.update_scores(np.arange(20), rng.random(20))
+        for _ in range(50):
+            curriculum.sample(7)
+            curriculum.update_scores(rng.integers(0, 20, 5), rng.random(5))
+        twin = Curriculum.from_state(curriculum.state())
+        assert twin._sampler.hidden == curriculum._sampler.hidden
+        for _ in range(50):
+            assert twin.sample(9, holder="x") == curriculum.sample(9, holder="x")
+        assert frozen(twin) == frozen(curriculum)

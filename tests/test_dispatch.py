@@ -19,7 +19,8 @@ PEER = b"\x01peer"
 
 
 def dispatcher(**config):
-    return Dispatcher(Curriculum(Config(levels=range(10), num_steps=3, **config)), max_frame_bytes=MAX_FRAME_BYTES)
+    curriculum = Curriculum(Config(levels=range(10), num_steps=3, **config))
+    return Dispatcher({"default": curriculum}, max_frame_bytes=MAX_FRAME_BYTES)
 
 
 @pytest.fixture
@@ -54,22 +55,22 @@ def step(**changes):
 @pytest.mark.parametrize("name", faults.BAD_FRAMES)
 def test_bad_frames_get_one_typed_error_and_change_nothing(busy, name):
     frames, code, text = faults.BAD_FRAMES[name]
-    before = busy.curriculum.state()
+    before = busy.curricula["default"].state()
     error = ask(busy, frames).error
     assert error.code == code
     assert text in str(error)
-    assert faults.same(busy.curriculum.state(), before)
+    assert faults.same(busy.curricula["default"].state(), before)
 
 
 @pytest.mark.parametrize("name", faults.BAD_PUSHES)
 def test_bad_pushes_get_one_typed_error_and_change_nothing(busy, name):
     changes, kind, field, text = faults.BAD_PUSHES[name]
     arrays = {name: np.asarray(value) for name, value in faults.block(**changes).items() if value is not None}
-    before = busy.curriculum.state()
+    before = busy.curricula["default"].state()
     error = ask(busy, faults.request("push", arrays, session="a", seq=3)).error
     assert (type(error), error.field) == (kind, field)
     assert f"{field}: expected {text}" in str(error)
-    assert faults.same(busy.curriculum.state(), before)
+    assert faults.same(busy.curricula["default"].state(), before)
 
 
 BAD_STEPS = {
@@ -92,10 +93,10 @@ BAD_STEPS = {
 @pytest.mark.parametrize("name", BAD_STEPS)
 def test_bad_steps_change_nothing(busy, name):
     changes, text = BAD_STEPS[name]
-    before = busy.curriculum.state()
+    before = busy.curricula["default"].state()
     error = ask(busy, faults.request("push_step", step(**changes), session="a", seq=3)).error
     assert text in str(error)
-    assert faults.same(busy.curriculum.state(), before)
+    assert faults.same(busy.curricula["default"].state(), before)
 
 
 BAD_SCORES = {
@@ -112,17 +113,17 @@ BAD_SCORES = {
 @pytest.mark.parametrize("name", BAD_SCORES)
 def test_bad_scores_change_nothing(busy, name):
     arrays, text = BAD_SCORES[name]
-    before = busy.curriculum.state()
+    before = busy.curricula["default"].state()
     assert text in str(ask(busy, faults.request("push_scores", arrays)).error)
-    assert faults.same(busy.curriculum.state(), before)
+    assert faults.same(busy.curricula["default"].state(), before)
 
 
 def test_a_level_beyond_int64_does_not_wrap_around_to_a_negative_one():
-    made = Dispatcher(Curriculum(Config(levels=range(-10, 0))), max_frame_bytes=MAX_FRAME_BYTES)
+    made = Dispatcher({"default": Curriculum(Config(levels=range(-10, 0)))}, max_frame_bytes=MAX_FRAME_BYTES)
     wrapped = {"levels": np.array([2**64 - 5], dtype=np.uint64), "scores": np.ones(1)}
     error = ask(made, faults.request("push_scores", wrapped)).error
     assert str(error) == "levels: expected integers within int64, got 18446744073709551611"
-    assert not made.curriculum.scores()[3].any()
+    assert not made.curricula["default"].scores()[3].any()
 
 
 BAD_SLOTS = {
@@ -137,10 +138,10 @@ BAD_SLOTS = {
 @pytest.mark.parametrize("name", BAD_SLOTS)
 def test_bad_slots_change_nothing(busy, name):
     slots, text = BAD_SLOTS[name]
-    before = busy.curriculum.state()
+    before = busy.curricula["default"].state()
     error = ask(busy, faults.request("next", {} if slots is None else {"slots": slots}, session="b", seq=2)).error
     assert str(error) == text
-    assert faults.same(busy.curriculum.state(), before)
+    assert faults.same(busy.curricula["default"].state(), before)
 
 
 @pytest.mark.parametrize("strategy", ["policy_entropy", "least_confidence", "min_margin"])
@@ -157,7 +158,7 @@ def test_a_rollout_under_the_strategy_external_is_refused():
 
 
 def test_a_bug_behind_a_valid_request_is_a_server_error_and_logged(busy, caplog):
-    del busy.curriculum._sampler  # nothing valid does this
+    del busy.curricula["default"]._sampler  # nothing valid does this
     with caplog.at_level(logging.ERROR):
         error = ask(busy, faults.request("weights")).error
     assert error.code == "server_error"
@@ -181,10 +182,10 @@ def test_a_request_sent_again_is_applied_once_and_gets_the_same_reply(op):
     made = dispatcher()
     frames = faults.request(op, WRITES[op])
     reply = made.answer(PEER, frames)
-    after = made.curriculum.state()
+    after = made.curricula["default"].state()
     again = made.answer(b"\x01another connection", frames)
     assert [bytes(frame) for frame in again] == [bytes(frame) for frame in reply]
-    assert faults.same(made.curriculum.state(), after)
+    assert faults.same(made.curricula["default"].state(), after)
     assert [session.peer for session in made.sessions.values()] == [b"\x01another connection"]
 
 
@@ -199,17 +200,17 @@ def test_an_older_request_is_refused_and_not_applied():
     made = dispatcher()
     for seq in (1, 2):
         ask(made, faults.request("next", WRITES["next"], session="a", seq=seq))
-    before = made.curriculum.state()
+    before = made.curricula["default"].state()
     error = ask(made, faults.request("next", WRITES["next"], session="a", seq=1)).error
     assert str(error) == "seq: expected more than 2, got 1"
-    assert faults.same(made.curriculum.state(), before)
+    assert faults.same(made.curricula["default"].state(), before)
 
 
 def test_the_same_number_in_another_session_is_another_request():
     made = dispatcher()
     for session in ("a", "b"):
         ask(made, faults.request("next", WRITES["next"], session=session))
-    assert made.curriculum.stats()["draws"] == 6
+    assert made.curricula["default"].stats()["draws"] == 6
 
 
 def test_reads_are_made_anew_and_writes_after_a_read_with_the_same_number_are_not_mistaken_for_it():
@@ -233,19 +234,19 @@ def test_hello_tells_the_limit_of_a_frame():
 
 
 def test_goodbye_gives_levels_and_memory_back_and_has_no_reply(busy):
-    assert busy.curriculum.stats()["in_flight"] == 4
+    assert busy.curricula["default"].stats()["in_flight"] == 4
     for session in ("a", "b"):
         assert busy.answer(PEER, faults.request("goodbye", session=session, seq=9)) is None
-    state = busy.curriculum.state()
+    state = busy.curricula["default"].state()
     assert busy.sessions == state["held"] == state["pools"] == state["open"] == {}
-    assert busy.curriculum.stats()["in_flight"] == 0
+    assert busy.curricula["default"].stats()["in_flight"] == 0
 
 
 def test_release_gives_levels_back_but_waits_with_pooled_steps(busy):
     busy.release("a")
     busy.release("b")
-    assert busy.curriculum.stats()["in_flight"] == 0
-    assert list(busy.curriculum.state()["pools"]) == ["a"]
+    assert busy.curricula["default"].stats()["in_flight"] == 0
+    assert list(busy.curricula["default"].state()["pools"]) == ["a"]
     assert list(busy.sessions) == ["a", "b"]
 
 
@@ -333,12 +334,12 @@ def test_no_frames_raise_and_no_refused_request_changes_the_state(requests):
     ask(made, faults.request("push", faults.block(), session="a", seq=1))
     ask(made, faults.request("next", {"slots": np.arange(2)}, session="b", seq=1))
     for frames in requests:
-        before = made.curriculum.state()
+        before = made.curricula["default"].state()
         answer = made.answer(PEER, frames)
         if answer is None:  # a goodbye
             continue
         reply = decode_reply([bytes(frame) for frame in answer])
         assert reply.error is None or reply.error.code != "server_error", reply.error
         if reply.error is not None:
-            assert faults.same(made.curriculum.state(), before)
-    assert np.isfinite(made.curriculum.weights()).all()
+            assert faults.same(made.curricula["default"].state(), before)
+    assert np.isfinite(made.curricula["default"].weights()).all()

@@ -13,7 +13,7 @@ import pytest
 
 from plr_client import ConfigError, LevelClient, Trainer
 from plr_server import Config
-from plr_server.__main__ import _config, _parser, main
+from plr_server.__main__ import _configs, _parser, main
 
 # Every field with a value that is not its default: Python, command line, TOML.
 FIELDS = {
@@ -36,6 +36,7 @@ FIELDS = {
     "num_steps": (64, ["64"], "64"),
     "partial": ("stitch", ["stitch"], '"stitch"'),
     "robust": (True, [], "true"),
+    "max_in_flight": (3, ["3"], "3"),
     "seed": (7, ["7"], "7"),
 }
 
@@ -45,7 +46,7 @@ def flag(name):
 
 
 def configured(*arguments):
-    return _config(_parser().parse_args(["serve", *arguments]))
+    return _configs(_parser().parse_args(["serve", *arguments]))["default"]
 
 
 # ---- configuration

@@ -447,7 +447,7 @@ class TestStrategiesThatRemember:
 class TestDispatch:
     def test_payloads_are_made_canonical_by_the_server_and_refused_whole(self):
         curriculum = payloads()
-        dispatcher = Dispatcher(curriculum, max_frame_bytes=2**20)
+        dispatcher = Dispatcher({"default": curriculum}, max_frame_bytes=2**20)
 
         def ask(sequence, op, **arrays):
             frames = encode_request(Request(sequence, "s", sequence, op, {}, arrays))

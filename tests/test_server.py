@@ -12,7 +12,6 @@ import faults
 import numpy as np
 import pytest
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from plr_client import LevelClient, ServerUnreachable, Trainer
 from plr_client.protocol import Notice
@@ -49,14 +48,9 @@ def test_an_oversized_frame_costs_its_sender_the_connection_and_nobody_else(ipc)
         before = faults.seen_from_outside(trainer)
         with faults.Raw(server.address) as raw:
             assert raw.ask(faults.request("hello")).result == {"max_frame_bytes": 65536}
-            monitor = raw.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-            raw.send(
-                faults.request("push_scores", {"levels": np.zeros(8193, dtype=np.int64), "scores": np.zeros(8193)})
-            )
-            assert monitor.poll(int(faults.DEADLINE_S * 1000)), "the server did not hang up"
-            recv_monitor_message(monitor)
-            raw.socket.disable_monitor()
-            monitor.close()
+            too_much = {"levels": np.zeros(8193, dtype=np.int64), "scores": np.zeros(8193)}
+            with raw.hung_up_on():
+                raw.send(faults.request("push_scores", too_much))
             assert faults.same(faults.seen_from_outside(trainer), before)
             assert raw.ask(faults.request("hello")).error is None  # it may come back
 
@@ -172,39 +166,48 @@ def test_levels_come_back_while_others_keep_coming_and_going(ipc):
             crowd.join()
 
 
-def test_sessions_whose_peer_is_gone_are_forgotten_in_time_and_others_are_not(ipc):
-    dispatcher = Dispatcher(Curriculum(Config(num_steps=3)), max_frame_bytes=1 << 20)
-    step = {name: array[0] for name, array in faults.block().items() if name != "next_values"} | {
-        "next_values": np.zeros(2)
-    }
+@contextlib.contextmanager
+def loop_without_a_process(ipc):
+    """The server's loop, to be turned by hand."""
+    dispatcher = Dispatcher({"default": Curriculum(Config(num_steps=3))}, max_frame_bytes=1 << 20)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router, listening(router, ipc):
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         router.setsockopt(zmq.LINGER, 0)
-        loop = _Loop(dispatcher, router, router.get_monitor_socket(zmq.EVENT_DISCONNECTED), None)
+        with router.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
+            yield _Loop(dispatcher, router, monitor, None)
+            router.disable_monitor()
 
-        def answered(raw, name):
+
+def test_a_later_disconnect_does_not_put_off_the_look_for_an_earlier_one(ipc):
+    with loop_without_a_process(ipc) as loop:
+        loop._note_disconnects()
+        first_s, again_s = loop._sweeps_s
+        loop._note_disconnects()
+        assert loop._sweeps_s[0] == first_s
+        assert loop._sweeps_s[1] > again_s
+
+
+def test_sessions_whose_peer_is_gone_are_forgotten_in_time_and_others_are_not(ipc):
+    step = {name: array[0] for name, array in faults.block().items() if name != "next_values"}
+    step["next_values"] = np.zeros(2)
+    with loop_without_a_process(ipc) as loop, faults.Raw(ipc) as stays, faults.Raw(ipc) as leaves:
+        for raw, name in ((stays, "stays"), (leaves, "leaves")):
             raw.send(faults.request("push_step", step, session=name))
-            assert router.poll(int(faults.DEADLINE_S * 1000))
+            assert loop._router.poll(int(faults.DEADLINE_S * 1000))
             loop._answer_some()
             assert raw.receive().error is None
+        leaves.socket.close()
+        loop._look_after_sessions()
+        assert list(loop.dispatcher.sessions) == ["stays", "leaves"]  # it may come back, with its pooled steps
 
-        with faults.Raw(ipc) as stays:
-            answered(stays, "stays")
-            with faults.Raw(ipc) as leaves:
-                answered(leaves, "leaves")
+        def forgotten():
+            loop._forget_s = 0.0
             loop._look_after_sessions()
-            assert list(dispatcher.sessions) == ["stays", "leaves"]  # it may come back, with its pooled steps
+            return "leaves" not in loop.dispatcher.sessions
 
-            def forgotten():
-                loop._forget_s = 0.0
-                loop._look_after_sessions()
-                return "leaves" not in dispatcher.sessions
-
-            faults.eventually(forgotten, "the transport has noticed")
-            assert list(dispatcher.sessions) == list(dispatcher.curriculum.state()["pools"]) == ["stays"]
-        monitor = loop._monitor
-        router.disable_monitor()
-        monitor.close()
+        faults.eventually(forgotten, "the transport has noticed")
+        (curriculum,) = loop.dispatcher.curricula.values()
+        assert list(loop.dispatcher.sessions) == list(curriculum.state()["pools"]) == ["stays"]
 
 
 # ---- the end

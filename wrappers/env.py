@@ -13,6 +13,7 @@ import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
 from plr_client import Assignment, InvalidInput, LevelClient
+from plr_client.protocol import DEFAULT_CURRICULUM
 
 
 class LevelReplay(gym.Wrapper, RecordConstructorArgs):
@@ -39,6 +40,7 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
     Args:
         env: the env to wrap.
         address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
+        curriculum: the name of the curriculum, where the server has several.
         set_level: for an env whose level is not its reset seed: called as `set_level(env, level)` with the wrapped env
             and the level's id, or its payload where it has one, before each `env.reset`. It must be picklable
             where the env is built in another process.
@@ -63,9 +65,14 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
     asks_for_levels: ClassVar[bool] = True  # by this LevelReplayVector knows, across processes too, that it need not
 
     def __init__(
-        self, env: gym.Env, address: str, *, set_level: Callable[[gym.Env, Any], object] | None = None
+        self,
+        env: gym.Env,
+        address: str,
+        *,
+        set_level: Callable[[gym.Env, Any], object] | None = None,
+        curriculum: str = DEFAULT_CURRICULUM,
     ) -> None:
-        RecordConstructorArgs.__init__(self, address=address, set_level=set_level)
+        RecordConstructorArgs.__init__(self, address=address, set_level=set_level, curriculum=curriculum)
         gym.Wrapper.__init__(self, env)
         self.address = address
         self.level: int | None = None
@@ -73,7 +80,7 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
         self.train = False
         self.scored = False
         self._set_level = set_level
-        self._client = LevelClient(address)
+        self._client = LevelClient(address, curriculum=curriculum)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode on the level that the server assigns.

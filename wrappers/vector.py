@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import ArrayLike, NDArray
 
 from plr_client import Assignment, InvalidInput, LevelClient, Trainer
+from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.env import level_id
 
 RECORDED_STEPS_MAX = 65_536  # more steps than this unpushed: somebody else pushes, so the recording ends
@@ -72,13 +73,14 @@ class LevelReplayVector(VectorWrapper):
     Args:
         envs: the vector env.
         address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
+        curriculum: the name of the curriculum, where the server has several; `LevelReplay` has its own argument.
 
     Raises:
         InvalidInput: some sub-envs have a `LevelReplay` and others not, bare sub-envs sit under other vector wrappers,
             `envs` does not tell its autoreset mode, or the address is not an ipc or tcp address.
     """
 
-    def __init__(self, envs: VectorEnv, address: str) -> None:
+    def __init__(self, envs: VectorEnv, address: str, *, curriculum: str = DEFAULT_CURRICULUM) -> None:
         super().__init__(envs)
         try:
             self._mode = AutoresetMode(envs.metadata.get("autoreset_mode"))
@@ -100,8 +102,8 @@ class LevelReplayVector(VectorWrapper):
         self.scored: Bools = np.zeros(envs.num_envs, np.bool_)
         self.valid: Bools = np.zeros(envs.num_envs, np.bool_)
         self._rollout = _Rollout(envs.num_envs)
-        self._client = LevelClient(address)
-        self._trainer = Trainer(address)
+        self._client = LevelClient(address, curriculum=curriculum)
+        self._trainer = Trainer(address, curriculum=curriculum)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
