@@ -221,7 +221,8 @@ class Trainer:
 
         It is sent with cloudpickle, which runs code at the server: the server takes it only where its operator said
         `--allow-pickle`. Both ends must run the same minor version of Python, and a module of yours that the function
-        imports must be there too. Scores given so far stay; episodes that are under way count from their next step on.
+        imports must be there too. Scores given so far stay; episodes that are under way count from their next step on,
+        unless a function scored before. The server calls it between two requests: a slow one holds up every client.
 
         Args:
             function: gets a `plr_client.Segment`, returns the mean and the maximum of the step scores, two finite

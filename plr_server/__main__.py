@@ -133,8 +133,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     try:
         configs = _configs(options)
-        functions = any(":" in config.strategy for config in configs.values())
-        if functions and (folder := str(Path.cwd())) not in sys.path:
+        by_name = any(":" in config.strategy for config in configs.values())
+        if by_name and (folder := str(Path.cwd())) not in sys.path:
             sys.path.insert(0, folder)  # a module beside which the server is started is found, as by python -m
         serve(
             {name: Curriculum(config) for name, config in configs.items()},

@@ -38,7 +38,7 @@ from plr_server.rollouts import (
     prepend,
 )
 from plr_server.sampler import OUTSIDE, REPLAY, Sampler
-from plr_server.scores import find_episodes, score_found, strategy_named
+from plr_server.scores import FUNCTION, find_episodes, score_found, strategy_named
 from plr_server.unseen import AvailableLevels
 
 MAX_SAMPLE = 65_536  # levels in one call
@@ -453,8 +453,9 @@ class Curriculum:
     def set_score_function(self, pickled: bytes) -> None:
         """Scores episodes with a function from now on, in place of the configured strategy.
 
-        Scores given so far stay. Steps that wait to be scored are dropped, since they were kept for another strategy:
-        episodes that are under way count from their next step on.
+        Scores given so far stay, and so do the levels' best returns where they were kept. Steps that wait to be scored
+        are dropped unless they wait for another function, since a strategy keeps only what it reads: their episodes
+        count from the next step on.
 
         Args:
             pickled: the function, a `plr_client.Segment` to (mean, max), as `cloudpickle.dumps` gave it. Unpickling it
@@ -464,11 +465,14 @@ class Curriculum:
             ScoreFunctionError: it cannot be unpickled here.
             InvalidInput: it is no function.
         """
+        before = strategy_named(self._scoring)
         self._scoring, self._function = unpickle_function(pickled)
         self._pickled = pickled
-        self._history = self._new_history()
-        self._open.clear()
-        self._pools.clear()
+        if before.remembers != FUNCTION.remembers:
+            self._history = self._new_history()
+        if before is not FUNCTION:
+            self._open.clear()
+            self._pools.clear()
 
     def _check(self, fields: Mapping[str, ArrayLike | None]) -> tuple[Rollout, NDArray[np.int64]]:
         if self._scoring == "external":

@@ -181,9 +181,8 @@ class Dispatcher:
             raise PickleRefused(request.op)
         pickled = _fields(request, {"function"}).get("function")
         if pickled is None or pickled.dtype != np.uint8:
-            raise InvalidInput(
-                "function", "an array of uint8, a pickled function", "none" if pickled is None else f"{pickled.dtype}"
-            )
+            got = "none" if pickled is None else f"{pickled.dtype}"
+            raise InvalidInput("function", "an array of uint8, a pickled function", got)
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         if request.args.get("python") != python:  # bytecode of another version can bring the interpreter down
             expected = f"one pickled by Python {python}, the server's"

@@ -84,8 +84,8 @@ def launch(
         else:
             bind = ("--bind", address)
         named = {DEFAULT_CURRICULUM: config} if isinstance(config, Config) else config
-        fields = {"curricula": {name: one.to_dict() for name, one in named.items()}}
-        server = _start(fields, (*bind, "--allow-pickle") if allow_pickle else bind)
+        options = (*bind, "--allow-pickle") if allow_pickle else bind
+        server = _start({"curricula": {name: one.to_dict() for name, one in named.items()}}, options)
         stack.callback(server.stop)
         yield server
 

@@ -28,7 +28,7 @@ Known = TypeVar("Known")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Strategy:
-    """How an episode is scored: by one of the three rules; with none of them every episode scores 1.
+    """How an episode is scored: by one of the three rules; with none of them by a function, or with 1.
 
     Attributes:
         per_step: a rollout, gamma and gae_lambda to scores (T, N).
@@ -306,7 +306,7 @@ def _grounded_positive(gaps: Floats) -> Floats:
 
 
 def _learnability(window: NDArray[Any], filled: NDArray[Any]) -> Floats:
-    """The level's p (1 - p), p the share of successes among the level's last finished episodes.
+    """The level's p (1 - p), p the share of successes among its last finished episodes.
 
     Source: Rutherford et al., No Regrets, arXiv 2408.15099 (learnability). There p comes from fresh rollouts of the
     current policy on each level; here from the window, which trails the policy.

@@ -271,10 +271,35 @@ def test_bad_requests_open_no_session():
 # ---- anything at all
 
 OPS = st.sampled_from(
-    ["hello", "next", "push", "push_step", "push_scores", "stats", "weights", "scores", "goodbye", "fly"]
+    [
+        "hello",
+        "next",
+        "push",
+        "push_step",
+        "push_scores",
+        "set_score_function",
+        "stats",
+        "weights",
+        "scores",
+        "goodbye",
+        "fly",
+    ]
 )
 NAMES = st.sampled_from(
-    ["levels", "scores", "slots", "values", "rewards", "dones", "next_values", "valid", "columns", "x"]
+    [
+        "levels",
+        "scores",
+        "slots",
+        "values",
+        "rewards",
+        "dones",
+        "next_values",
+        "valid",
+        "columns",
+        "successes",
+        "function",
+        "x",
+    ]
 )
 DTYPES = st.sampled_from(["<f8", "<f4", "<f2", "<i8", "<u8", "|b1", "|u1", "<U1", "|O", "", 3])
 AXES = st.integers(-1, 3) | st.sampled_from([2**31, 2**62, 2**63, 2**64 - 1])

@@ -46,8 +46,8 @@ EXAMPLES = {
         ("set_score_function",),
         (
             "set_score_function: expected a server that takes pickled functions, got one that does not; its operator "
-            "allows it with plr-server serve --allow-pickle or launch(..., allow_pickle=True), or configures "
-            "strategy = 'module:function'"
+            "allows it with plr-server serve --allow-pickle or launch(..., allow_pickle=True), or configures strategy "
+            "= 'module:function'"
         ),
     ),
     "ServerStartError": (("bind: expected a folder",), "bind: expected a folder"),

@@ -406,6 +406,17 @@ def test_no_server_takes_functions_from_beyond_this_machine(host):
     )
 
 
+def test_a_named_curriculum_has_a_function_of_its_own(ipc):
+    with (
+        launch({"train": Config(), "eval": Config()}, ipc, allow_pickle=True) as server,
+        Trainer(server.address, curriculum="train") as train,
+        Trainer(server.address, curriculum="eval") as evaluation,
+    ):
+        train.set_score_function(lambda _segment: (1.0, 1.0))
+        assert train.stats()["strategy"].startswith("test_functions:")
+        assert evaluation.stats()["strategy"] == "value_l1"
+
+
 def test_loopback_is_this_machine():
     with launch(Config(), "tcp://127.0.0.1:0", allow_pickle=True) as server, Trainer(server.address) as trainer:
         trainer.set_score_function(lambda _segment: (1.0, 1.0))
@@ -451,10 +462,22 @@ def test_bad_functions_change_nothing(case):
     curriculum = curriculum_of("record", partial="stitch")
     curriculum.update(**episode([1.0, 1.0], [1, 0]))
     before = frozen(curriculum)
-    made = Dispatcher(curriculum, max_frame_bytes=1 << 20, allow_pickle=True)
+    made = Dispatcher({"default": curriculum}, max_frame_bytes=1 << 20, allow_pickle=True)
     error = ask(made, arrays, **({} if python is None else {"python": python})).error
     assert type(error) is kind
     assert message in str(error)
+    assert frozen(curriculum) == before
+
+
+def test_a_function_sent_again_is_set_once():
+    curriculum = Curriculum(Config(levels=range(NUM_LEVELS)))
+    made = Dispatcher({"default": curriculum}, max_frame_bytes=1 << 20, allow_pickle=True)
+    frames = faults.request("set_score_function", {"function": GOOD}, args={"python": PYTHON})
+    first = made.answer(b"\x01peer", [bytes(frame) for frame in frames])
+    curriculum.update(**episode([1.0], [0]))  # under way
+    before = frozen(curriculum)
+    assert made.answer(b"\x01peer", [bytes(frame) for frame in frames]) == first
+    assert decode_reply([bytes(frame) for frame in first]).error is None
     assert frozen(curriculum) == before
 
 
@@ -476,6 +499,22 @@ def test_a_function_may_be_set_in_the_middle_of_things():
     assert scored(curriculum) == {0: 2.0}
     for t in range(3):
         assert curriculum.update_step(dones=[1], levels=[1], source="b") == 3 * (t == 2)
+
+
+@pytest.mark.parametrize("strategy", ["maxmc", "test_functions:record"])
+def test_best_returns_and_what_waits_for_a_function_stay_with_the_next_function(strategy):
+    curriculum = Curriculum(Config(levels=range(NUM_LEVELS), strategy=strategy))
+    curriculum.update(**episode([5.0], [1], values=[0.0]))
+    curriculum.update(**episode([2.0], [0], level=1, values=[0.0]))
+    curriculum.set_score_function(cloudpickle.dumps(lambda segment: (segment.best_return, segment.steps_before)))
+    curriculum.update(**episode([1.0], [1]), source="b")
+    curriculum.update(**episode([1.0], [1], level=1))
+    assert scored(curriculum) == {0: 5.0, 1: 3.0}
+    stitched = Curriculum(Config(levels=range(NUM_LEVELS), strategy="test_functions:record", partial="stitch"))
+    stitched.update(**episode([2.0], [0]))
+    stitched.set_score_function(cloudpickle.dumps(lambda segment: (segment.episode_return, segment.steps)))
+    stitched.update(**episode([1.0], [1]))
+    assert scored(stitched) == {0: 3.0}
 
 
 def test_a_resumed_curriculum_goes_on_with_the_function_bit_for_bit():
