@@ -66,9 +66,10 @@ class OpenMachine(RuleBasedStateMachine):
         staleness_coef=st.sampled_from([0.0, 0.3, 1.0]),
         schedule=st.sampled_from(["proportionate", "fixed"]),
         replay_prob=st.sampled_from([0.0, 0.5, 1.0]),
+        max_in_flight=st.sampled_from([0, 1]),
         seed=st.integers(0, 9),
     )
-    def start(self, levels, capacity, transform, alpha, staleness_coef, schedule, replay_prob, seed):
+    def start(self, levels, capacity, transform, alpha, staleness_coef, schedule, replay_prob, max_in_flight, seed):
         self.config = Config(
             levels=levels,
             capacity=capacity,
@@ -79,6 +80,7 @@ class OpenMachine(RuleBasedStateMachine):
             staleness_coef=staleness_coef,
             replay_schedule=schedule,
             replay_prob=replay_prob,
+            max_in_flight=max_in_flight,
             gamma=0.9,
             seed=seed,
         )
@@ -126,6 +128,9 @@ class OpenMachine(RuleBasedStateMachine):
                 assert payload is None
                 assert 0 <= level < 2**31
             if is_replay:
+                at_cap = self.config.max_in_flight and level in playing
+                assert not at_cap or (self.of_payloads and not self.waiting and set(self.in_table) <= playing)
+                playing.add(level)
                 self.table[self.in_table.index(level)][2] = self.draws
                 continue
             self.drawn[level] = self.draws
