@@ -11,6 +11,7 @@ from plr_client.errors import (
     MessageTooLarge,
     MissingDependency,
     MissingField,
+    NoLevels,
     PickleRefused,
     PlrError,
     ProtocolError,
@@ -22,7 +23,7 @@ from plr_client.errors import (
     UnknownOperation,
     VersionMismatch,
 )
-from plr_client.levels import Assignment, LevelClient
+from plr_client.levels import Assignment, Level, LevelClient
 from plr_client.segment import Segment
 from plr_client.trainer import Trainer
 
@@ -31,11 +32,13 @@ __all__ = [
     "Assignment",
     "ConfigError",
     "InvalidInput",
+    "Level",
     "LevelClient",
     "LevelOutsideSpace",
     "MessageTooLarge",
     "MissingDependency",
     "MissingField",
+    "NoLevels",
     "PickleRefused",
     "PlrError",
     "ProtocolError",

@@ -6,6 +6,7 @@
     │   └── LevelOutsideSpace            a level id the curriculum does not have
     ├── UnknownCurriculum                a curriculum the server does not have
     ├── ConfigError (ValueError)         a configuration field is not what it must be
+    ├── NoLevels                         there is no level to hand out
     ├── ServerUnreachable                no reply within the timeout
     ├── ProtocolError                    bytes that are not a message of this protocol
     │   ├── VersionMismatch              the two ends speak different protocol versions
@@ -114,6 +115,14 @@ class ConfigError(PlrError, ValueError):
     field: str
     expected: str
     got: str
+
+
+class NoLevels(PlrError):
+    """There is no level to hand out: the curriculum is one of payloads, and holds none yet."""
+
+    code = "no_levels"
+    fields = ()
+    template = "levels: expected some to hand out, got none inserted yet; insert payloads first (Trainer.insert)"
 
 
 class ServerUnreachable(PlrError):

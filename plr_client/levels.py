@@ -15,7 +15,9 @@ import numpy as np
 
 from plr_client.connection import Connection
 from plr_client.errors import InvalidInput
-from plr_client.protocol import DEFAULT_CURRICULUM
+from plr_client.protocol import DEFAULT_CURRICULUM, split_payloads, unpack_payload
+
+NO_PARENT = -1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,6 +35,21 @@ class Assignment:
     is_replay: bool
     train: bool
     payload: Any = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Level:
+    """A level that is more than a number.
+
+    Attributes:
+        level: its id.
+        payload: what it is.
+        parent: the id of the level it was made from, which may be gone; None for none.
+    """
+
+    level: int
+    payload: Any
+    parent: int | None
 
 
 class LevelClient:
@@ -59,7 +76,7 @@ class LevelClient:
         """Returns the levels that k env slots play next.
 
         Args:
-            k: how many levels, 1 to 65 536.
+            k: how many levels, 1 to 65 536; 1 to 4096 of payloads.
             slots: which of this client's env slots they are for, k distinct ints; by default 0 to k - 1. The level that
                 a slot held before is over: it is no longer in flight.
 
@@ -68,6 +85,7 @@ class LevelClient:
 
         Raises:
             InvalidInput: k or slots are not what they must be.
+            NoLevels: the levels are payloads, and none has been inserted yet.
             ServerUnreachable: no reply within the timeout.
         """
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
@@ -76,7 +94,9 @@ class LevelClient:
         if chosen.shape != (k,):
             raise InvalidInput("slots", f"{k} slots, one for each level asked for", f"shape {chosen.shape}")
         reply = self._connection.request("next", arrays={"slots": chosen})
-        columns = (reply.arrays[name].tolist() for name in ("levels", "is_replay", "train"))
+        columns = [reply.arrays[name].tolist() for name in ("levels", "is_replay", "train")]
+        if "payloads" in reply.arrays:
+            columns.append([unpack_payload(packed) for packed in split_payloads(reply.arrays)])
         return [Assignment(*row) for row in zip(*columns, strict=True)]
 
     def close(self) -> None:

@@ -9,6 +9,8 @@ Rules
     `durable` is the highest sequence number of the session that the server will not lose; a client may forget up to
     there.
   * A request that is sent again carries the same `session` and `seq`; the server applies it once and repeats the reply.
+  * Payloads travel as two arrays, because the header is too small for them: `payloads`, uint8, the msgpack bytes of all
+    of them one after the other, and `payload_bytes`, (m,) int64, how many belong to each.
   * The server may send a notice at any time: a header with `id` nil and `notice` ("ping": to be ignored, it asks the
     transport whether the peer is there; "closing": the server is stopping).
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -32,6 +34,9 @@ MAX_HEADER_BYTES = 64 * 1024  # msgpack can grow 70-fold when unpacked: this bou
 MAX_FRAMES = 16  # the header and at most 15 arrays
 MAX_FRAME_BYTES = 256 * 1024 * 1024  # the server's default; it tells its own in the hello
 MAX_DIMENSIONS = 4
+MAX_PAYLOAD_BYTES = 64 * 1024  # of one payload, packed
+MAX_PAYLOAD_DEPTH = 64  # lists and maps within each other
+MAX_PAYLOADS = 4096  # in one request or reply: together they fit in one frame
 DEFAULT_CURRICULUM = "default"
 
 _DTYPES = {
@@ -157,6 +162,89 @@ def request_id(frames: Sequence[Any]) -> int | None:
     except PlrError:
         return None
     return found if type(found) is int else None
+
+
+def pack_payload(payload: Any) -> bytes:
+    """Returns the canonical msgpack bytes of a payload: what tells whether two payloads are the same level.
+
+    Maps are packed in the order of their keys' bytes, tuples as lists, integers as short as they go, floats as 64 bits.
+    1, 1.0 and True are three different payloads.
+
+    Raises:
+        InvalidInput: it is no msgpack value, nested too deeply, or too large.
+    """
+    if payload is None:
+        raise InvalidInput("payloads", "values other than None, which stands for no payload", "None")
+    try:
+        packed: bytes = msgpack.packb(_canonical(payload, 0))
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        expected = "bools, ints, floats, str, bytes, and lists and maps of them (an array: .tolist() or .tobytes())"
+        raise InvalidInput("payloads", expected, f"{exc!s:.200}") from exc
+    if len(packed) > MAX_PAYLOAD_BYTES:
+        raise InvalidInput("payloads", f"at most {MAX_PAYLOAD_BYTES} bytes each, packed", f"{len(packed)}")
+    return packed
+
+
+def pack_payloads(payloads: Any) -> list[bytes]:
+    """Returns the canonical msgpack bytes of each of some payloads.
+
+    Raises:
+        InvalidInput: it is no list of payloads, or as `pack_payload`.
+    """
+    if isinstance(payloads, str | bytes | Mapping) or not isinstance(payloads, Iterable):
+        raise InvalidInput("payloads", "a list of payloads", f"{payloads!r:.80}")
+    return [pack_payload(payload) for payload in payloads]
+
+
+def unpack_payload(packed: Any) -> Any:
+    """Returns the payload of msgpack bytes: lists for arrays, maps with keys of any kind.
+
+    Raises:
+        InvalidInput: the bytes are not one msgpack value.
+    """
+    try:
+        return msgpack.unpackb(packed, strict_map_key=False)
+    except (TypeError, ValueError, msgpack.UnpackException) as exc:  # TypeError: a list as a map's key
+        raise InvalidInput("payloads", "one msgpack value each", f"bytes that do not unpack ({exc!r:.120})") from exc
+
+
+def join_payloads(packed: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """Returns the arrays `payloads` and `payload_bytes` that carry packed payloads."""
+    return {
+        "payloads": np.frombuffer(b"".join(packed), np.uint8),
+        "payload_bytes": np.array([len(each) for each in packed], dtype=np.int64),
+    }
+
+
+def split_payloads(arrays: Mapping[str, np.ndarray]) -> list[bytes]:
+    """Returns the packed payloads that `join_payloads` joined.
+
+    Raises:
+        InvalidInput: the arrays are not such.
+    """
+    joined, lengths = arrays.get("payloads"), arrays.get("payload_bytes")
+    if joined is None or joined.ndim != 1 or joined.dtype != np.uint8:
+        raise InvalidInput("payloads", "a uint8 array of one axis", "none" if joined is None else str(joined.dtype))
+    if lengths is None or lengths.ndim != 1 or lengths.dtype.kind != "i":
+        raise InvalidInput("payload_bytes", "an integer array (m,)", "none" if lengths is None else str(lengths.dtype))
+    if len(lengths) > MAX_PAYLOADS:
+        raise InvalidInput("payloads", f"at most {MAX_PAYLOADS} in one request", str(len(lengths)))
+    if (lengths < 1).any() or (lengths > len(joined)).any() or lengths.sum() != len(joined):
+        raise InvalidInput("payload_bytes", f"lengths above 0 that add up to {len(joined)}", f"{lengths!s:.80}")
+    data, stops = joined.tobytes(), np.cumsum(lengths).tolist()
+    return [data[begin:stop] for begin, stop in zip([0, *stops], stops, strict=False)]
+
+
+def _canonical(value: Any, depth: int) -> Any:
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if depth == MAX_PAYLOAD_DEPTH:
+        raise ValueError(f"lists and maps nested more than {MAX_PAYLOAD_DEPTH} deep")
+    if isinstance(value, dict):
+        if any(isinstance(key, dict | list | tuple) for key in value):
+            raise TypeError("a list or map as the key of a map")
+        return {key: _canonical(value[key], depth + 1) for key in sorted(value, key=msgpack.packb)}
+    return [_canonical(below, depth + 1) for below in value]
 
 
 def _encode(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Frames:

@@ -7,7 +7,7 @@ that every client meets the same checks.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from plr_client.connection import Connection
 from plr_client.errors import InvalidInput, MissingField
-from plr_client.protocol import DEFAULT_CURRICULUM
+from plr_client.levels import NO_PARENT, Level
+from plr_client.protocol import DEFAULT_CURRICULUM, join_payloads, pack_payloads, split_payloads, unpack_payload
 from plr_client.segment import Segment
 
 
@@ -167,6 +168,54 @@ class Trainer:
         """
         return self._push("push_scores", levels=levels, scores=scores)
 
+    def insert(
+        self, payloads: Sequence[Any], scores: ArrayLike | None = None, parents: ArrayLike | None = None
+    ) -> NDArray[np.int64]:
+        """Inserts levels that are more than a number, into a curriculum with levels="payloads".
+
+        Two payloads are the same level where their canonical msgpack bytes are equal: the order of a map's keys does
+        not matter, and a tuple is a list; 1, 1.0 and True differ. A payload that is kept already keeps its id and
+        parent.
+
+        Args:
+            payloads: up to 4096 msgpack values (bools, ints, floats, str, bytes, and lists and maps of them), up
+                to 64 KiB each when packed. An array becomes one by `.tolist()` or `.tobytes()`.
+            scores: (m,) finite floats, each applied as by `push_scores`: a new level enters the table if there is room
+                or its score is high enough. Without scores, new levels wait to be handed out as new.
+            parents: (m,) ids of the levels they were made from, -1 for none.
+
+        Returns:
+            (m,) the ids; -1 for a level that, after all of the call, is not kept: its score was not high enough.
+
+        Raises:
+            InvalidInput: a payload, a score or a parent is not what it must be, the levels are no payloads, or more
+                than `capacity` would wait; nothing was applied.
+            ServerUnreachable: no reply within the timeout.
+        """
+        fields = {"scores": scores, "parents": parents}
+        arrays = {name: _array(name, value) for name, value in fields.items() if value is not None}
+        joined = join_payloads(pack_payloads(payloads))
+        return self._connection.request("insert", arrays=joined | arrays).arrays["ids"]
+
+    def levels(self, levels: ArrayLike) -> list[Level]:
+        """Returns what levels are, and what they were made from; for levels="payloads".
+
+        Args:
+            levels: (m,) ids of levels that are in the table or wait, up to 4096.
+
+        Raises:
+            InvalidInput: the shape or dtype is wrong, or the levels are no payloads.
+            LevelOutsideSpace: a level is not kept.
+            ServerUnreachable: no reply within the timeout.
+        """
+        reply = self._connection.request("levels", arrays={"levels": _array("levels", levels)})
+        payloads = [unpack_payload(packed) for packed in split_payloads(reply.arrays)]
+        ids, parents = reply.arrays["levels"].tolist(), reply.arrays["parents"].tolist()
+        return [
+            Level(level, payload, None if parent == NO_PARENT else parent)
+            for level, payload, parent in zip(ids, payloads, parents, strict=True)
+        ]
+
     def set_score_function(self, function: Callable[[Segment], tuple[float, float]]) -> None:
         """Has the server score episodes with a function of yours from now on, in place of the configured strategy.
 
@@ -206,6 +255,8 @@ class Trainer:
     def weights(self) -> NDArray[np.float64]:
         """Returns (N,) P_replay of every level, in the order of the level space; zero where unseen.
 
+        With levels="unbounded" or "payloads": of the levels in the table, in the order of `scores`.
+
         Raises:
             ServerUnreachable: no reply within the timeout.
         """
@@ -214,7 +265,7 @@ class Trainer:
     def scores(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
         """Returns ids (N,), scores (N,), staleness (N,) in draws since last drawn, and seen (N,).
 
-        All in the order of the level space.
+        All in the order of the level space. With levels="unbounded" or "payloads": of the levels in the table.
 
         Raises:
             ServerUnreachable: no reply within the timeout.

@@ -125,7 +125,7 @@ def _serve(options: argparse.Namespace) -> int:
                 print(json.dumps(message), file=ready)
 
     def ready(address: str) -> None:
-        served = [f"{len(c.levels)} levels, {c.strategy}, {c.transform}" for c in configs.values()]
+        served = [f"{_levels(c)}, {c.strategy}, {c.transform}" for c in configs.values()]
         if len(configs) > 1:
             served = [f"{name}: {what}" for name, what in zip(configs, served, strict=True)]
         print(f"plr-server ready at {address} ({'; '.join(served)})", flush=True)
@@ -153,6 +153,12 @@ def _serve(options: argparse.Namespace) -> int:
             with contextlib.suppress(OSError):
                 Path(options.bind.removeprefix("ipc://")).parent.rmdir()
     return 0
+
+
+def _levels(config: Config) -> str:
+    if isinstance(config.levels, str):
+        return f"{config.levels}, capacity {config.capacity}"
+    return f"{len(config.levels)} levels"
 
 
 def _configs(options: argparse.Namespace) -> dict[str, Config]:

@@ -32,7 +32,11 @@ MAX_LEVEL = 2**63 - 1
 MAX_WINDOW = 1_000  # the table keeps that many numbers a level
 FUNCTION_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 MAX_LEVELS = 2**31 - 2  # indices are counted in int32
-LEVELS_EXPECTED = "START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one"
+OPEN_SPACES = ("unbounded", "payloads")
+MAX_CAPACITY = 10_000_000
+LEVELS_EXPECTED = (
+    "unbounded, payloads, START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one"
+)
 
 
 def _field(default: Any, doc: str) -> Any:
@@ -59,8 +63,16 @@ class Config:
     plr_client.errors.ConfigError: temperature: expected a finite number above 0, got 0.0
     """
 
-    levels: range | tuple[int, ...] = _field(
-        range(200), 'the level space: START:STOP, START:STOP:STEP (as in Python), or a list of distinct ids "3,14,15"'
+    levels: range | tuple[int, ...] | str = _field(
+        range(200),
+        'the level space: START:STOP, START:STOP:STEP (as in Python), a list of distinct ids "3,14,15", unbounded '
+        "(fresh 31-bit seeds, the best of which are kept), or payloads (levels that a trainer or an editor inserts)",
+    )
+    capacity: int = _field(
+        4000,
+        "of an unbounded space or one of payloads: how many levels the table keeps; once it is full, a new one takes "
+        "the place of the one least likely to be replayed if its score is higher than that one's. The seen share is "
+        "that of the capacity, so with replay_prob 1 a full table only replays",
     )
     strategy: str = _field(
         "value_l1",
@@ -124,6 +136,7 @@ class Config:
             self._number(name, "a number from 0 to 1", lambda x: 0 <= x <= 1)
         self._number("alpha", "a number above 0, up to 1", lambda x: 0 < x <= 1)
         for name, least, most in (
+            ("capacity", 1, MAX_CAPACITY),
             ("window", 2, MAX_WINDOW),
             ("num_steps", 1, math.inf),
             ("max_in_flight", 0, math.inf),
@@ -134,6 +147,9 @@ class Config:
                 limits = f"{least} or more" if most == math.inf else f"{least} to {most}"
                 raise ConfigError(name, f"an integer, {limits}", repr(value))
             object.__setattr__(self, name, int(value))
+        if isinstance(self.levels, str) and self.strategy in ("random", "sequential"):
+            expected = f"a range or a list under the strategy {self.strategy} (replay_prob = 0 plays new levels only)"
+            raise ConfigError("levels", expected, self.levels)
         if not isinstance(self.robust, bool):
             raise ConfigError("robust", "true or false", repr(self.robust))
 
@@ -156,7 +172,7 @@ class Config:
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if isinstance(self.levels, range):
             plain["levels"] = f"{self.levels.start}:{self.levels.stop}:{self.levels.step}"
-        else:
+        elif not isinstance(self.levels, str):
             plain["levels"] = list(self.levels)
         return plain
 
@@ -208,7 +224,9 @@ def named_configs(fields: Mapping[str, Any]) -> dict[str, Config]:
     return {name: Config.from_dict(shared | dict(table)) for name, table in tables.items()}
 
 
-def _levels(given: Any) -> range | tuple[int, ...]:
+def _levels(given: Any) -> range | tuple[int, ...] | str:
+    if isinstance(given, str) and given in OPEN_SPACES:
+        return given
     levels = _parse_levels(given) if isinstance(given, str) else given
     if not isinstance(levels, range):
         try:

@@ -11,18 +11,20 @@ import copy
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client.errors import InvalidInput
-from plr_client.levels import Assignment
+from plr_client.errors import InvalidInput, LevelOutsideSpace, NoLevels
+from plr_client.levels import NO_PARENT, Assignment, Level
+from plr_client.protocol import MAX_PAYLOADS, pack_payloads, unpack_payload
 from plr_server.config import Config
 from plr_server.functions import ScoreFunction, import_function, score_with, unpickle_function
 from plr_server.history import History
-from plr_server.level_space import level_space
+from plr_server.level_space import LevelSpace, level_space
+from plr_server.open_space import NOT_IN_TABLE, OpenSpace, PayloadSpace, UnboundedSpace
 from plr_server.rollouts import (
     MAX_MAGNITUDE,
     OpenEpisode,
@@ -35,7 +37,7 @@ from plr_server.rollouts import (
     keep_open,
     prepend,
 )
-from plr_server.sampler import REPLAY, Sampler
+from plr_server.sampler import OUTSIDE, REPLAY, Sampler
 from plr_server.scores import FUNCTION, find_episodes, score_found, strategy_named
 from plr_server.unseen import AvailableLevels
 
@@ -51,6 +53,9 @@ class Counts:
     steps: int = 0
     episodes: int = 0
     scores: int = 0
+    entered: int = 0  # the table of an open level space
+    evicted: int = 0
+    rejected: int = 0
 
 
 class Curriculum:
@@ -75,12 +80,12 @@ class Curriculum:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._space = level_space(config.levels)
+        self._space = _space(config)
         self._sampler = Sampler(len(self._space), **_sampling(config))
         self._rng = np.random.Generator(np.random.PCG64(config.seed))
-        self._available = AvailableLevels(np.ones(len(self._space), dtype=bool))  # unseen and not in flight
-        self._held: dict[str, dict[int, int]] = {}  # holder -> slot -> index
-        self._in_flight: Counter[int] = Counter()  # index -> how many slots play it
+        self._available = self._all_unseen()  # and not in flight
+        self._held: dict[str, dict[int, int]] = {}  # holder -> slot -> level
+        self._in_flight: Counter[int] = Counter()  # level -> how many slots play it
         self._open: dict[str, dict[int, OpenEpisode]] = {}  # source -> column -> steps in hand, under "stitch"
         self._pools: dict[str, StepPool] = {}  # source -> steps that wait to become a block
         self._counts = Counts()
@@ -95,16 +100,23 @@ class Curriculum:
             return None
         return History(len(self._space), remembers, window=self.config.window, carries=self.config.partial == "commit")
 
+    def _all_unseen(self) -> AvailableLevels:
+        """Returns the unseen levels, by index; those of an open space have none."""
+        return AvailableLevels(np.zeros(1, bool) if isinstance(self._space, OpenSpace) else ~self._sampler.seen)
+
     # ---- what is played next
 
-    def sample(self, k: int = 1, *, slots: ArrayLike | None = None, holder: str = "") -> list[Assignment]:
+    def sample(
+        self, k: int = 1, *, slots: ArrayLike | None = None, holder: str = "", packed: bool = False
+    ) -> list[Assignment]:
         """Hands out the levels that k env slots play next.
 
         Args:
-            k: how many, 1 to 65 536.
+            k: how many, 1 to 65 536; 1 to 4096 of payloads.
             slots: which env slots of the holder they are for, k distinct ints; by default 0 to k - 1. The level that a
                 slot held before is over and no longer in flight.
             holder: who asks; slots are counted for each holder apart.
+            packed: leave payloads as their msgpack bytes, for the wire.
 
         Returns:
             k assignments in the order of `slots`. Draws happen in that order, so the staleness each draw sees counts
@@ -113,50 +125,73 @@ class Curriculum:
 
         Raises:
             InvalidInput: k or slots are not what they must be.
+            NoLevels: the levels are payloads, and there is none.
 
         Source: arXiv 2010.03934, algorithm 2 and equations for P_replay. New levels are drawn uniformly from the unseen
         ones not in flight, from all unseen ones where every one is.
         """
+        space = self._space
         chosen = _slots(k, slots)
+        if isinstance(space, PayloadSpace):
+            if k > MAX_PAYLOADS:
+                raise InvalidInput("k", f"an integer from 1 to {MAX_PAYLOADS}", repr(k))
+            if not (space.num_entered or space.num_waiting):
+                raise NoLevels
         held = self._held.setdefault(holder, {})
         for slot in chosen:
             self._end(held.pop(slot, None))
-        indices, is_replay = [], []
+        levels, is_replay = [], []
         at_once = 1 if self.config.max_in_flight else k  # under a cap, what is drawn decides what can be drawn next
         for _ in range(0, k, at_once):
             some, some_replayed = self._draw(at_once)
-            indices += some
+            levels += some
             is_replay += some_replayed
-        held.update(zip(chosen, indices, strict=True))
+        held.update(zip(chosen, levels, strict=True))
         self._counts.replays += sum(is_replay)
         return [
-            Assignment(self._space.id_of(index), replay, replay or not self.config.robust)
-            for index, replay in zip(indices, is_replay, strict=True)
+            Assignment(level, replay, replay or not self.config.robust, self._payload(level, packed=packed))
+            for level, replay in zip(levels, is_replay, strict=True)
         ]
 
     def _draw(self, k: int) -> tuple[list[int], list[bool]]:
-        """Draws k levels that begin now; returns their indices and which are replays."""
-        replay_prob = self._replay_prob()
-        picks, is_replay = [], []
+        """Draws k levels that begin now; returns them and which are replays."""
+        space, replay_prob = self._space, self._replay_prob()
+        picks, is_replay, new_levels = [], [], []
         for drawn_before in range(k):
             pick = self._pick(replay_prob, drawn_before)
-            picks.append(pick)
-            is_replay.append(pick == REPLAY or bool(self._sampler.seen[pick]))
-            if pick != REPLAY:
+            if pick == REPLAY:
+                is_replay.append(True)
+            elif isinstance(space, OpenSpace):
+                new_levels.append(pick)
+                is_replay.append(False)
+                space.drawn(pick, self._sampler.draws + drawn_before + 1)
                 self._begin(pick)  # at once: the next new level must be another one
+                pick = OUTSIDE
+            else:
+                is_replay.append(bool(self._sampler.seen[pick]))
+                self._begin(space.id_of(pick))
+            picks.append(pick)
         yielding = list(self._sampler.hidden) if self._all_at_cap() and REPLAY in picks else []
         for index in yielding:
             self._sampler.show(index)
         indices = self._sampler.draw(self._rng, picks)
         for index in yielding:
             self._sampler.hide(index)
-        for pick, index in zip(picks, indices, strict=True):
+        new = iter(new_levels)
+        levels = [next(new) if index == OUTSIDE else space.id_of(index) for index in indices]
+        for pick, level in zip(picks, levels, strict=True):
             if pick == REPLAY:
-                self._begin(index)
-        return indices, is_replay
+                self._begin(level)
+        return levels, is_replay
 
     def _all_at_cap(self) -> bool:
         return len(self._sampler.hidden) == self._sampler.num_seen
+
+    def _payload(self, level: int, *, packed: bool) -> Any:
+        if not isinstance(self._space, PayloadSpace):
+            return None
+        payload = self._space.packed(level)
+        return payload if packed else unpack_payload(payload)
 
     def holds(self, holder: str) -> bool:
         """Returns whether one of the holder's slots plays a level."""
@@ -164,52 +199,75 @@ class Curriculum:
 
     def release(self, holder: str) -> None:
         """Takes back every level that the holder's slots play: it is gone."""
-        for index in self._held.pop(holder, {}).values():
-            self._end(index)
+        for level in self._held.pop(holder, {}).values():
+            self._end(level)
 
     def _replay_prob(self) -> float:
         """Probability that the next level is a seen one; the baselines `random` and `sequential` never ask."""
         seen, total = self._sampler.num_seen, len(self._space)
-        if seen in {0, total}:
-            return float(seen > 0)
+        if not seen:
+            return 0.0
+        if not self._has_new():
+            return 1.0
         if self._all_at_cap():
             return 0.0
         if self.config.replay_schedule == "proportionate":
             return min(seen / total, self.config.replay_prob)
         return self.config.replay_prob if seen / total >= self.config.min_fill_ratio else 0.0
 
+    def _has_new(self) -> bool:
+        """Tells whether there is a level that is unseen, in flight or not."""
+        if isinstance(self._space, OpenSpace):
+            return isinstance(self._space, UnboundedSpace) or self._space.num_waiting > 0
+        return self._sampler.num_seen < len(self._space)
+
     def _pick(self, replay_prob: float, drawn_before: int) -> int:
-        """Returns the index of the level to play next, or REPLAY where the sampler is to draw a seen one."""
+        """Returns the level to play next, or REPLAY where the sampler is to draw a seen one.
+
+        A level of an open space is given by its id, any other by its index.
+        """
         if self.config.strategy == "random":
             return int(self._rng.random() * len(self._space))
         if self.config.strategy == "sequential":
             return (self._sampler.draws + drawn_before) % len(self._space)
         if replay_prob >= 1.0 or (replay_prob > 0.0 and self._rng.random() < replay_prob):
             return REPLAY
+        if isinstance(self._space, OpenSpace):
+            return self._space.new_level(self._rng, self._in_flight)
         if len(self._available):
             return self._available.select(int(self._rng.random() * len(self._available)))
-        in_flight = sorted(index for index in self._in_flight if not self._sampler.seen[index])
+        in_flight = sorted(
+            index for index in map(self._space.index_of, self._in_flight) if not self._sampler.seen[index]
+        )
         return in_flight[int(self._rng.random() * len(in_flight))]
 
-    def _begin(self, index: int) -> None:
-        self._in_flight[index] += 1
-        self._available.discard(index)
-        self._hide_at_cap(index)
+    def _begin(self, level: int) -> None:
+        self._in_flight[level] += 1
+        index = self._space.index_of(level)
+        if isinstance(self._space, OpenSpace):
+            self._space.begin(level)
+        else:
+            self._available.discard(index)
+        self._hide_at_cap(level, index)
 
-    def _end(self, index: int | None) -> None:
-        if index is None:
+    def _end(self, level: int | None) -> None:
+        if level is None:
             return
-        self._in_flight[index] -= 1
-        if index in self._sampler.hidden and self._in_flight[index] < self.config.max_in_flight:
+        self._in_flight[level] -= 1
+        index = self._space.index_of(level)
+        if index in self._sampler.hidden and self._in_flight[level] < self.config.max_in_flight:
             self._sampler.show(index)
-        if not self._in_flight[index]:
-            del self._in_flight[index]
-            if not self._sampler.seen[index]:
+        if not self._in_flight[level]:
+            del self._in_flight[level]
+            if isinstance(self._space, OpenSpace):
+                self._space.end(level)
+            elif not self._sampler.seen[index]:
                 self._available.add(index)
 
-    def _hide_at_cap(self, index: int) -> None:
+    def _hide_at_cap(self, level: int, index: int) -> None:
         cap, sampler = self.config.max_in_flight, self._sampler
-        if 0 < cap <= self._in_flight[index] and sampler.seen[index] and index not in sampler.hidden:
+        is_seen = index != NOT_IN_TABLE and sampler.seen[index]
+        if 0 < cap <= self._in_flight[level] and is_seen and index not in sampler.hidden:
             sampler.hide(index)
 
     # ---- what was learnt from it
@@ -322,17 +380,68 @@ class Curriculum:
             InvalidInput: a shape, dtype or value is wrong.
             LevelOutsideSpace: a level is not in the level space.
         """
-        ids, given = as_array("levels", levels), as_array("scores", scores)
+        ids = as_array("levels", levels)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise InvalidInput("levels", "shape (m,) of integers", f"shape {ids.shape} of {ids.dtype}")
-        if given.shape != ids.shape or given.dtype.kind not in "fiu":
-            raise InvalidInput("scores", f"shape {ids.shape} of numbers", f"shape {given.shape} of {given.dtype}")
-        if not (np.abs(given) <= MAX_MAGNITUDE).all():
-            raise InvalidInput("scores", f"finite numbers up to {MAX_MAGNITUDE:g} in magnitude", f"{given!s:.80}")
-        indices = self._space.indices(ids.astype(np.int64))
-        self._apply(indices, given.astype(np.float64), self.config.alpha)
+        given = _scores(scores, ids.shape)
+        levels = ids.astype(np.int64)
+        self._score(levels, self._space.indices(levels), given, self.config.alpha)
         self._counts.pushes += 1
-        return len(indices)
+        return len(levels)
+
+    def insert(
+        self, payloads: Sequence[Any], scores: ArrayLike | None = None, parents: ArrayLike | None = None
+    ) -> NDArray[np.int64]:
+        """Inserts levels that are more than a number; for levels="payloads".
+
+        The payloads are interned one after the other: the same canonical msgpack bytes are the same level. With scores,
+        each is then scored as by `update_scores`, before the next is interned.
+
+        Args:
+            payloads: m of them, as `plr_client.Trainer.insert` takes them.
+            scores: (m,) finite floats; without them, new levels wait to be handed out as new.
+            parents: (m,) ids of the levels they were made from, -1 for none.
+
+        Returns:
+            (m,) ids; -1 for a level that is not kept at the end.
+
+        Raises:
+            InvalidInput: as `plr_client.Trainer.insert`.
+
+        Source: arXiv 2203.01302, algorithm 1: levels edited from those of the highest scores enter with scores of their
+        own.
+        """
+        return self.insert_packed(pack_payloads(payloads), scores, parents)
+
+    def insert_packed(
+        self, packed: Sequence[bytes], scores: ArrayLike | None = None, parents: ArrayLike | None = None
+    ) -> NDArray[np.int64]:
+        """Does as `insert`, with payloads as canonical msgpack bytes; up to 4096."""
+        space, num = self._payload_space("insert"), len(packed)
+        if num > MAX_PAYLOADS:
+            raise InvalidInput("payloads", f"at most {MAX_PAYLOADS} in one call", str(num))
+        of = as_array("parents", np.full(num, NO_PARENT) if parents is None else parents)
+        if of.shape != (num,) or (num and of.dtype.kind not in "iu"):
+            raise InvalidInput("parents", f"shape {(num,)} of integers", f"shape {of.shape} of {of.dtype}")
+        given = None if scores is None else _scores(scores, (num,))
+        space.check(packed, of.tolist(), wait=given is None)
+        levels = []
+
+        def interned() -> Iterable[int]:
+            for payload, parent in zip(packed, of.tolist(), strict=True):
+                levels.append(space.intern(payload, parent))
+                yield levels[-1]
+
+        if given is None:
+            list(interned())
+        else:
+            self._score_open(space, interned(), given, self.config.alpha, {})
+        return np.array([level if space.is_kept(level) else NO_PARENT for level in levels], dtype=np.int64)
+
+    def _payload_space(self, what: str) -> PayloadSpace:
+        if not isinstance(self._space, PayloadSpace):
+            raise InvalidInput(what, 'a curriculum with levels="payloads"', "one of levels that are ids")
+        return self._space
 
     def forget(self, source: str) -> None:
         """Drops the steps pooled for a source that will not push again."""
@@ -382,10 +491,14 @@ class Curriculum:
         in_order = np.lexsort((episodes.column, episodes.stop))
         if stitch or strategy.per_window is not None:
             in_order = in_order[episodes.finished[in_order]]
-        past = None
+        past, reserved = None, np.unique(episodes.level[indices == NOT_IN_TABLE])
         if self._history is not None:
+            self._history.reserve(len(reserved))
+            places = np.where(
+                indices == NOT_IN_TABLE, len(self._space) + reserved.searchsorted(episodes.level), indices
+            )
             past = self._history.look_back(
-                rollout, rows, episodes, order=in_order, indices=indices[in_order], columns=columns, source=source
+                rollout, rows, episodes, order=in_order, indices=places[in_order], columns=columns, source=source
             )
         known: dict[str, Any] = {"gamma": config.gamma, "gae_lambda": config.gae_lambda, "past": past}
         if self._function is None:
@@ -401,11 +514,89 @@ class Curriculum:
             self._open[source] = kept | keep_open(rollout, episodes, columns)
         scores = (1.0 - config.max_score_coef) * episodes.mean + config.max_score_coef * episodes.max
         alpha = config.alpha if strategy.per_window is None else 1.0
-        self._apply(indices[in_order], scores[in_order], alpha)
+        self._score(episodes.level[in_order], indices[in_order], scores[in_order], alpha, reserved)
+        if self._history is not None:
+            self._history.clear_reserved()
         self._counts.pushes += 1
         self._counts.steps += num_valid
         self._counts.episodes += int(episodes.finished.sum())
         return len(in_order)
+
+    def _score(
+        self,
+        levels: NDArray[np.int64],
+        indices: NDArray[np.int64],
+        scores: NDArray[np.float64],
+        alpha: float,
+        reserved: Sequence[int] | NDArray[np.int64] = (),
+    ) -> None:
+        """Applies scores in order.
+
+        Args:
+            levels: (m,) ids.
+            indices: (m,) theirs, before the first.
+            scores: (m,).
+            alpha: the weight of a new score.
+            reserved: of an open level space, the levels outside the table whose past stands in the history's places
+                beyond the table, in that order.
+        """
+        if isinstance(self._space, OpenSpace):
+            past = {int(level): len(self._space) + place for place, level in enumerate(reserved)}
+            self._score_open(self._space, levels.tolist(), scores, alpha, past)
+        else:
+            self._apply(indices, scores, alpha)
+
+    def _score_open(
+        self,
+        space: OpenSpace,
+        levels: Iterable[int],
+        scores: NDArray[np.float64],
+        alpha: float,
+        past: Mapping[int, int],
+    ) -> None:
+        """Applies scores in order, to levels that are in the table or enter it.
+
+        The score of a level that is not in the table is a first score, whether it never was or has left: the level
+        enters while there is room, and later in the place of the one of the lowest P_replay if the score is above that
+        one's. Otherwise, and where its payload is no longer kept, the score is dropped.
+        """
+        indices: list[int] = []  # of the scores that wait to be applied: all up to the next eviction, at once
+        waiting: list[float] = []
+
+        def apply() -> None:
+            self._apply(np.array(indices, dtype=np.int64), np.array(waiting), alpha)
+            indices.clear()
+            waiting.clear()
+
+        for level, score in zip(levels, scores.tolist(), strict=True):
+            index = space.index_of(level)
+            if index == NOT_IN_TABLE:
+                if space.num_entered < len(space) and space.is_kept(level):
+                    index = self._enter(space, level, space.num_entered, past.get(level))
+                elif space.is_kept(level):
+                    apply()
+                    lowest = self._sampler.lowest()
+                    if score > self._sampler.scores[lowest]:
+                        self._sampler.forget(np.array([lowest]))
+                        index = self._enter(space, level, lowest, past.get(level))
+                        self._counts.evicted += 1
+                    else:
+                        space.leave(level)
+            if index == NOT_IN_TABLE:
+                self._counts.rejected += 1
+            else:
+                indices.append(index)
+                waiting.append(score)
+        apply()
+
+    def _enter(self, space: OpenSpace, level: int, index: int, past: int | None) -> int:
+        """Puts an unseen level into the table; its staleness counts from its last draw, or from now if it has none."""
+        if self._history is not None:
+            self._history.replace(index, past)
+        self._sampler.place(index, space.drawn_at(level, self._sampler.draws))
+        space.enter(level, index)
+        self._counts.entered += 1
+        return index
 
     def _apply(self, indices: NDArray[np.int64], scores: NDArray[np.float64], alpha: float) -> None:
         """Sets score <- (1 - alpha) old + alpha new for each in order; a level's first score is taken as it is."""
@@ -421,12 +612,13 @@ class Curriculum:
         new = np.add.reduceat(weight * scores[order], begin) + np.where(
             seen, keep**count * self._sampler.scores[unique], 0.0
         )
-        for index in unique[~seen].tolist():
-            self._available.discard(index)
+        if not isinstance(self._space, OpenSpace):
+            for index in unique[~seen].tolist():
+                self._available.discard(index)
         self._sampler.set_scores(unique, new)
         if self.config.max_in_flight:
             for index in unique[~seen].tolist():
-                self._hide_at_cap(index)
+                self._hide_at_cap(self._space.id_of(index), index)
         self._counts.scores += len(indices)
 
     # ---- what there is to know
@@ -435,20 +627,53 @@ class Curriculum:
         """Returns (N,) the probability of each level to be drawn by the next replay: P_replay, zero where unseen.
 
         Under the baselines that replay nothing it is the probability of the next draw: `random` 1/N each, `sequential`
-        1 for the level that comes next.
+        1 for the level that comes next. Of an open level space: of the levels in the table, in the order of `scores`.
         """
         if self.config.strategy == "random":
             return np.full(len(self._space), 1.0 / len(self._space))
         if self.config.strategy == "sequential":
             following: NDArray[np.float64] = np.eye(1, len(self._space), self._sampler.draws % len(self._space))[0]
             return following
-        return self._sampler.weights()
+        return self._sampler.weights()[: self._num_indices()]
+
+    def _num_indices(self) -> int:
+        """Returns how many indices have a level."""
+        return self._space.num_entered if isinstance(self._space, OpenSpace) else len(self._space)
 
     def scores(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Returns ids (N,), scores (N,) (0 where unseen), staleness (N,) in draws since last drawn, seen (N,)."""
-        sampler = self._sampler
-        ids = self._space.ids(np.arange(len(self._space)))
-        return ids, sampler.scores.copy(), sampler.draws - sampler.last_drawn, sampler.seen.copy()
+        """Returns ids (N,), scores (N,) (0 where unseen), staleness (N,) in draws since last drawn, seen (N,).
+
+        Of an open level space: of the levels in the table, all seen.
+        """
+        sampler, num = self._sampler, self._num_indices()
+        ids = self._space.ids(np.arange(num))
+        return ids, sampler.scores[:num].copy(), sampler.draws - sampler.last_drawn[:num], sampler.seen[:num].copy()
+
+    def levels(self, levels: ArrayLike) -> list[Level]:
+        """Returns what levels are, and what they were made from; for levels="payloads".
+
+        Args:
+            levels: (m,) ids of levels that are in the table or wait, up to 4096.
+
+        Raises:
+            InvalidInput: the shape or dtype is wrong, or the levels are no payloads.
+            LevelOutsideSpace: a level is not kept.
+        """
+        return [
+            Level(level, unpack_payload(packed), None if parent == NO_PARENT else parent)
+            for level, packed, parent in self.levels_packed(levels)
+        ]
+
+    def levels_packed(self, levels: ArrayLike) -> list[tuple[int, bytes, int]]:
+        """Does as `levels`, with (id, payload as msgpack bytes, parent or -1) for each."""
+        space, ids = self._payload_space("levels"), as_array("levels", levels)
+        if ids.ndim != 1 or len(ids) > MAX_PAYLOADS or (ids.size and ids.dtype.kind not in "iu"):
+            expected = f"shape (m,) of integers, m up to {MAX_PAYLOADS}"
+            raise InvalidInput("levels", expected, f"shape {ids.shape} of {ids.dtype}")
+        for level in ids.tolist():
+            if not space.is_kept(level):
+                raise LevelOutsideSpace("levels", "ids of levels in the table or waiting", f"level {level}")
+        return [(level, space.packed(level), space.parent(level)) for level in ids.tolist()]
 
     def stats(self) -> dict[str, Any]:
         """Returns what has happened so far and where the sampling mass is.
@@ -457,8 +682,10 @@ class Curriculum:
             strategy (`module:function` for a score function); levels, levels_seen, seen_share; draws, replays,
             replay_share (0 before the first draw); in_flight (env slots that play a level now); pushes, steps (valid
             rows), episodes (finished), scores (applied); mean_score, max_score over seen levels (0 without any);
-            effective_levels: exp of the entropy of
-            `weights()`, the number of equally likely levels that would be as spread out (0 while nothing is seen).
+            effective_levels: exp of the entropy of `weights()`, the number of equally likely levels that would be as
+            spread out (0 while nothing is seen). Of an open level space (0 for others): entered, evicted and rejected
+            (scores of levels that did not enter), waiting (new levels kept until they have a score); levels is its
+            capacity.
         """
         sampler, total = self._sampler, len(self._space)
         weights = self.weights()
@@ -473,6 +700,7 @@ class Curriculum:
             "replay_share": self._counts.replays / max(sampler.draws, 1),
             "in_flight": self._in_flight.total(),
             **dataclasses.asdict(self._counts),
+            "waiting": self._space.num_waiting if isinstance(self._space, OpenSpace) else 0,
             "mean_score": float(seen_scores.mean()) if len(seen_scores) else 0.0,
             "max_score": float(seen_scores.max()) if len(seen_scores) else 0.0,
             "effective_levels": math.exp(-float((mass * np.log(mass)).sum())) if len(mass) else 0.0,
@@ -484,13 +712,15 @@ class Curriculum:
         """Returns a copy of the whole state: plain values, numpy arrays and dataclasses of them.
 
         `Curriculum.from_state` gives a curriculum that goes on bit for bit as this one. Keys: config, sampler (scores,
-        seen, last_drawn (N,) and draws), generator, held (holder -> slot -> index), open, pools, counts, history (None
-        unless the strategy looks back), score_function (pickled, None unless one was sent).
+        seen, last_drawn (N,) and draws), space (of an open one: its table and what waits), generator, held (holder ->
+        slot -> level), open, pools, counts, history (None unless the strategy looks back), score_function (pickled,
+        None unless one was sent).
         """
         return copy.deepcopy(
             {
                 "config": self.config.to_dict(),
                 "sampler": self._sampler.state(),
+                "space": self._space.state() if isinstance(self._space, OpenSpace) else {},
                 "generator": self._rng.bit_generator.state,
                 "held": self._held,
                 "open": self._open,
@@ -519,12 +749,14 @@ class Curriculum:
             curriculum._history.restore(state["history"])
         curriculum._sampler = Sampler.from_state(state["sampler"], **_sampling(curriculum.config))
         curriculum._rng.bit_generator.state = state["generator"]
-        curriculum._available = AvailableLevels(~curriculum._sampler.seen)
+        curriculum._available = curriculum._all_unseen()
+        if isinstance(curriculum._space, OpenSpace):
+            curriculum._space.restore(state["space"])
         for holder, slots in state["held"].items():
             curriculum._held[holder] = {}
-            for slot, index in slots.items():
-                curriculum._held[holder][slot] = index
-                curriculum._begin(index)
+            for slot, level in slots.items():
+                curriculum._held[holder][slot] = level
+                curriculum._begin(level)
         curriculum._open, curriculum._pools, curriculum._counts = state["open"], state["pools"], state["counts"]
         return curriculum
 
@@ -536,7 +768,24 @@ def _sampling(config: Config) -> dict[str, Any]:
         "staleness_coef": config.staleness_coef,
         "staleness_temperature": config.staleness_temperature,
         "eps": config.eps,
+        "evicts": isinstance(config.levels, str),
     }
+
+
+def _space(config: Config) -> LevelSpace:
+    if isinstance(config.levels, str):
+        return (UnboundedSpace if config.levels == "unbounded" else PayloadSpace)(config.capacity)
+    return level_space(config.levels)
+
+
+def _scores(scores: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    given = as_array("scores", scores)
+    if given.shape != shape or given.dtype.kind not in "fiu":
+        raise InvalidInput("scores", f"shape {shape} of numbers", f"shape {given.shape} of {given.dtype}")
+    if not (np.abs(given) <= MAX_MAGNITUDE).all():
+        raise InvalidInput("scores", f"finite numbers up to {MAX_MAGNITUDE:g} in magnitude", f"{given!s:.80}")
+    numbers: NDArray[np.float64] = given.astype(np.float64)
+    return numbers
 
 
 def _slots(k: int, slots: ArrayLike | None) -> Sequence[int]:

@@ -24,7 +24,18 @@ from plr_client.errors import (
     UnknownCurriculum,
     UnknownOperation,
 )
-from plr_client.protocol import Frames, Reply, Request, decode_request, encode_reply, request_id
+from plr_client.protocol import (
+    Frames,
+    Reply,
+    Request,
+    decode_request,
+    encode_reply,
+    join_payloads,
+    pack_payload,
+    request_id,
+    split_payloads,
+    unpack_payload,
+)
 from plr_server.curriculum import Curriculum
 
 logger = logging.getLogger("plr_server")
@@ -76,17 +87,19 @@ class Dispatcher:
         self.curricula = curricula
         self._max_frame_bytes = max_frame_bytes
         self._allow_pickle = allow_pickle
-        self._reads: dict[str, Callable[[Curriculum], Reply]] = {
+        self._reads: dict[str, Callable[[Curriculum, Request], Reply]] = {
             "hello": self._hello,
             "stats": self._stats,
             "weights": _weights,
             "scores": _scores,
+            "levels": _levels,
         }
         self._writes: dict[str, Callable[[Curriculum, Request], Reply]] = {
             "next": _next,
             "push": _push,
             "push_step": _push_step,
             "push_scores": _push_scores,
+            "insert": _insert,
             "set_score_function": self._set_score_function,
         }
 
@@ -149,7 +162,7 @@ class Dispatcher:
             if request.op in self._writes:
                 return self._writes[request.op](curriculum, request)
             if request.op in self._reads:
-                return self._reads[request.op](curriculum)
+                return self._reads[request.op](curriculum, request)
         except ScoreFunctionError as error:
             logger.error("%s, at %s of session %s", error, request.op, request.session, exc_info=error)  # noqa: TRY400
             return Reply(None, error=error)
@@ -177,24 +190,24 @@ class Dispatcher:
         curriculum.set_score_function(pickled.tobytes())
         return Reply(None)
 
-    def _hello(self, _curriculum: Curriculum) -> Reply:
+    def _hello(self, _curriculum: Curriculum, _request: Request) -> Reply:
         return Reply(None, {"max_frame_bytes": self._max_frame_bytes})
 
-    def _stats(self, curriculum: Curriculum) -> Reply:
+    def _stats(self, curriculum: Curriculum, _request: Request) -> Reply:
         return Reply(None, curriculum.stats() | {"sessions": len(self.sessions)})
 
 
 def _next(curriculum: Curriculum, request: Request) -> Reply:
     slots = _fields(request, {"slots"}).get("slots", np.empty(0, dtype=np.int64))
-    assignments = curriculum.sample(slots.size, slots=slots, holder=request.session)
-    return Reply(
-        None,
-        arrays={
-            "levels": np.array([assignment.level for assignment in assignments], dtype=np.int64),
-            "is_replay": np.array([assignment.is_replay for assignment in assignments]),
-            "train": np.array([assignment.train for assignment in assignments]),
-        },
-    )
+    assignments = curriculum.sample(slots.size, slots=slots, holder=request.session, packed=True)
+    arrays = {
+        "levels": np.array([assignment.level for assignment in assignments], dtype=np.int64),
+        "is_replay": np.array([assignment.is_replay for assignment in assignments]),
+        "train": np.array([assignment.train for assignment in assignments]),
+    }
+    if assignments[0].payload is not None:
+        arrays |= join_payloads([assignment.payload for assignment in assignments])
+    return Reply(None, arrays=arrays)
 
 
 def _push(curriculum: Curriculum, request: Request) -> Reply:
@@ -210,12 +223,32 @@ def _push_scores(curriculum: Curriculum, request: Request) -> Reply:
     return Reply(None, {"scored": curriculum.update_scores(**fields)})
 
 
-def _weights(curriculum: Curriculum) -> Reply:
+def _insert(curriculum: Curriculum, request: Request) -> Reply:
+    fields = _fields(request, {"payloads", "payload_bytes", "scores", "parents"})
+    packed = [pack_payload(unpack_payload(payload)) for payload in split_payloads(fields)]  # made canonical here
+    ids = curriculum.insert_packed(packed, fields.get("scores"), fields.get("parents"))
+    return Reply(None, arrays={"ids": ids})
+
+
+def _weights(curriculum: Curriculum, _request: Request) -> Reply:
     return Reply(None, arrays={"weights": curriculum.weights()})
 
 
-def _scores(curriculum: Curriculum) -> Reply:
+def _scores(curriculum: Curriculum, _request: Request) -> Reply:
     return Reply(None, arrays=dict(zip(("ids", "scores", "staleness", "seen"), curriculum.scores(), strict=True)))
+
+
+def _levels(curriculum: Curriculum, request: Request) -> Reply:
+    fields = {"levels": None, **_fields(request, {"levels"})}
+    levels = curriculum.levels_packed(**fields)
+    return Reply(
+        None,
+        arrays={
+            "levels": np.array([level for level, _, _ in levels], dtype=np.int64),
+            "parents": np.array([parent for _, _, parent in levels], dtype=np.int64),
+            **join_payloads([packed for _, packed, _ in levels]),
+        },
+    )
 
 
 def _fields(request: Request, known: set[str]) -> Mapping[str, Any]:

@@ -82,6 +82,7 @@ class History:
     """
 
     def __init__(self, num_levels: int, remembers: str, *, window: int, carries: bool) -> None:
+        self._num_levels = num_levels
         self._carries = carries
         self._of_successes = remembers == "successes"
         self._best = np.full(num_levels, -np.inf) if remembers == "best" else None
@@ -175,13 +176,44 @@ class History:
         else:
             self._under_way.pop(source, None)
 
+    def reserve(self, num: int) -> None:
+        """Sees to it that beyond the N levels there are places for so many more, without a past until used."""
+        size = self._num_levels + num
+        if self._best is not None and len(self._best) < size:
+            self._best = np.append(self._best, np.full(size - len(self._best), -np.inf))
+        if self._windows is not None and len(self._windows.filled) < size:
+            values, filled = self._windows.values, self._windows.filled
+            more = np.zeros((size - len(filled), values.shape[1]), values.dtype)
+            self._windows = Windows(
+                np.append(values, more, axis=0), np.append(filled, np.zeros(len(more), filled.dtype))
+            )
+
+    def clear_reserved(self) -> None:
+        """Drops what is remembered in the places beyond the N levels."""
+        if self._best is not None:
+            self._best[self._num_levels :] = -np.inf
+        if self._windows is not None:
+            self._windows.values[self._num_levels :] = 0
+            self._windows.filled[self._num_levels :] = 0
+
+    def replace(self, index: int, by: int | None) -> None:
+        """Gives a level's place to another one: that of index `by`, or one without a past."""
+        if self._best is not None:
+            self._best[index] = -np.inf if by is None else self._best[by]
+        if self._windows is not None:
+            self._windows.values[index] = 0 if by is None else self._windows.values[by]
+            self._windows.filled[index] = 0 if by is None else self._windows.filled[by]
+
     def forget(self, source: str) -> None:
         """Drops the episodes under way of a source that will not push again."""
         self._under_way.pop(source, None)
 
     def state(self) -> dict[str, Any]:
         """Returns best: (N,) or None; windows: of N rows, or None; under_way: source -> column -> UnderWay."""
-        return {"best": self._best, "windows": self._windows, "under_way": self._under_way}
+        num = self._num_levels
+        best = None if self._best is None else self._best[:num]
+        windows = None if self._windows is None else Windows(self._windows.values[:num], self._windows.filled[:num])
+        return {"best": best, "windows": windows, "under_way": self._under_way}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to what `state` gave; the arrays become its own."""

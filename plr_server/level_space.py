@@ -21,6 +21,9 @@ class LevelSpace(Protocol):
     def id_of(self, index: int) -> int:
         """Returns the id at one index."""
 
+    def index_of(self, level: int) -> int:
+        """Returns the index of one id that is in the space."""
+
     def ids(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the ids at the indices, same shape."""
 
@@ -43,6 +46,9 @@ class RangeSpace(LevelSpace):
 
     def id_of(self, index: int) -> int:
         return self._levels[index]
+
+    def index_of(self, level: int) -> int:
+        return (level - self._levels.start) // self._levels.step
 
     def ids(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         return self._levels.start + self._levels.step * indices
@@ -68,6 +74,9 @@ class ListSpace(LevelSpace):
 
     def id_of(self, index: int) -> int:
         return int(self._ids[index])
+
+    def index_of(self, level: int) -> int:
+        return int(self._order[self._sorted.searchsorted(level)])
 
     def ids(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         return self._ids[indices]

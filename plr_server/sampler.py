@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plr_client.errors import InvalidInput
+from plr_server.eviction import EvictionOrder
 from plr_server.order import KeyOrder
 
 Floats = NDArray[np.float64]
@@ -25,6 +26,7 @@ Array = TypeVar("Array", NDArray[np.float64], NDArray[np.int64], NDArray[np.bool
 
 TRANSFORMS = ("rank", "power", "softmax", "constant", "max", "eps_greedy", "match", "match_rank")
 REPLAY = -1
+OUTSIDE = -2
 
 FAN_OUT_BITS = 4
 FAN_OUT = 1 << FAN_OUT_BITS  # children of a tree node: few layers to go through, and little memory above the leaves
@@ -59,6 +61,7 @@ class Sampler:
         staleness_coef: ρ, 0 to 1.
         staleness_temperature: τ, above 0.
         eps: share of uniform draws under eps_greedy, 0 to 1.
+        evicts: keep what `lowest` needs: 20 bytes a seen level, and a few microseconds a change.
 
     Attributes:
         scores: (N,) float64, read-only; 0 where unseen.
@@ -80,10 +83,14 @@ class Sampler:
         staleness_coef: float,
         staleness_temperature: float,
         eps: float,
+        evicts: bool = False,
     ) -> None:
         self._staleness_coef = staleness_coef
         self._history = _History(num_levels, staleness_coef, staleness_temperature)
         self._transform = _transform(num_levels, transform, temperature, eps)
+        # What P_replay does not depend on is alike for all, so that it breaks no ties.
+        last_drawn = self._history.last_drawn if staleness_coef else np.broadcast_to(np.int64(0), num_levels)
+        self._evictions = EvictionOrder(last_drawn) if evicts else None
         self._scores = np.zeros(num_levels)
         self._seen = np.zeros(num_levels, dtype=np.bool_)
         self.scores = _read_only(self._scores)
@@ -110,6 +117,9 @@ class Sampler:
         seen = self.seen[indices]
         if self._transform is not None:
             self._transform.replace(indices[seen], self._scores[indices[seen]], indices, scores)
+        if self._evictions is not None:
+            old, new = self._keys(self._scores[indices[seen]]), self._keys(scores)
+            self._evictions.replace(indices[seen], old, indices, new)
         self._scores[indices] = scores
         self._seen[indices] = True
         self.num_seen += int(len(seen) - seen.sum())
@@ -128,11 +138,47 @@ class Sampler:
         seen = indices[self.seen[indices]]
         if self._transform is not None:
             self._transform.replace(seen, self._scores[seen], indices[:0], self._scores[:0])
+        if self._evictions is not None:
+            self._evictions.replace(seen, self._keys(self._scores[seen]), indices[:0], self._scores[:0])
         self._scores[seen] = 0.0
         self._seen[seen] = False
         self.num_seen -= len(seen)
         self._history.remove(seen)
         self._history.last_drawn[indices] = 0
+
+    def place(self, index: int, last_drawn: int) -> None:
+        """Puts a level that was last drawn at `last_drawn`, at most `draws`, in the place of an unseen one."""
+        self._history.last_drawn[index] = last_drawn
+
+    def lowest(self) -> int:
+        """Returns the index that P_replay values least, out of those seen, hidden or not, of which there must be one.
+
+        Where float64 does not tell two apart, that of the lower P_S; then the less stale; then the lower index. Only a
+        sampler that `evicts` knows. Costs O(sqrt N) as a rule; O(N) where the staleness temperature is not 1.
+        """
+        hidden = list(self.hidden)
+        for index in hidden:
+            self.show(index)
+        lowest = self._visible_lowest()
+        for index in hidden:
+            self.hide(index)
+        return lowest
+
+    def _visible_lowest(self) -> int:
+        assert self._evictions is not None  # noqa: S101  the caller asked for it
+        staleness_coef, by_score, num_seen = self._staleness_coef, self._by_score(), self.num_seen
+        p_stale = self._history.p_stale() if staleness_coef else None
+
+        def p_replay(ranks: Ints, keys: Floats, last_drawn: Ints) -> tuple[Floats, Floats]:
+            if staleness_coef == 1.0:
+                p_score: Floats = np.zeros(len(ranks))
+            else:
+                p_score = by_score.of(ranks, -keys) if by_score else np.full(len(ranks), 1.0 / num_seen)
+            if p_stale is None:
+                return p_score, p_score
+            return (1.0 - staleness_coef) * p_score + staleness_coef * p_stale(last_drawn), p_score
+
+        return self._evictions.lowest(p_replay)
 
     def hide(self, index: int) -> None:
         """Leaves a seen level out of the draws until `show`; its score, staleness and weight stay."""
@@ -157,10 +203,11 @@ class Sampler:
 
         Args:
             rng: gives two doubles for each REPLAY, and is not touched otherwise.
-            picks: REPLAY for a seen level drawn from P_replay, or the index of a level that the caller chose.
+            picks: REPLAY for a seen level drawn from P_replay, the index of a level that the caller chose, or OUTSIDE
+                for a level without an index, which only counts.
 
         Returns:
-            The indices, in the order of `picks`.
+            The indices, in the order of `picks`, OUTSIDE for OUTSIDE.
 
         Raises:
             InvalidInput: a REPLAY while no level is seen (hidden ones do not count); nothing has changed.
@@ -171,6 +218,7 @@ class Sampler:
         history, staleness_coef = self._history, self._staleness_coef
         by_score = self._by_score()
         draw_by_score = by_score.draw if by_score else history.draw_uniform
+        evictions = self._evictions if staleness_coef else None
         uniforms = iter(rng.random(2 * num_replays).tolist() if num_replays else ())
         drawn = []
         for pick in picks:
@@ -178,8 +226,13 @@ class Sampler:
             if pick == REPLAY:
                 by_staleness = next(uniforms) < staleness_coef
                 index = (history.draw_stale if by_staleness else draw_by_score)(next(uniforms))
-            history.touch(index)
+            if index == OUTSIDE:
+                history.draws += 1
+            else:
+                history.touch(index)
             drawn.append(index)
+            if evictions is not None and index >= 0 and self.seen[index]:
+                evictions.touch(self._keys(self._scores[index : index + 1]).item(), index)
         return drawn
 
     def weights(self) -> Floats:
@@ -225,6 +278,12 @@ class Sampler:
         sampler.set_scores(seen, np.asarray(state["scores"])[seen])
         return sampler
 
+    def _keys(self, scores: Floats) -> Floats:
+        """Returns by what levels are ordered for `lowest`, best first: minus the value that P_S grows with."""
+        if self._transform is None or self._staleness_coef == 1.0:
+            return np.zeros(len(scores))
+        return -self._transform.value(scores)
+
     def _by_score(self) -> _Transform | None:
         """Returns P_S; None where it is uniform."""
         return None if self._transform is None or self._transform.is_flat() else self._transform
@@ -235,6 +294,12 @@ class _Transform(Protocol):
 
     def replace(self, old: Ints, old_scores: Floats, new: Ints, new_scores: Floats) -> None:
         """Takes levels out (with the scores they were put in with) and puts levels in."""
+
+    def value(self, scores: Floats) -> Floats:
+        """Returns what P_S grows with, (m,)."""
+
+    def of(self, ranks: Ints, values: Floats) -> Floats:
+        """Returns P_S of m seen levels, given their ranks by value (0 is the first) and their values."""
 
     def is_flat(self) -> bool:
         """Tells whether every weight is 0, so that P_S is uniform and `draw` and `weights` do not apply."""
@@ -276,11 +341,14 @@ class _ByRank:
     """P_S of the transforms that look at the order of a value only."""
 
     def __init__(self, num_levels: int, value: Callable[[Floats], Floats], ranks: _PowerOfRank | _TopRank) -> None:
-        self._num_levels, self._value, self._ranks = num_levels, value, ranks
+        self._num_levels, self.value, self._ranks = num_levels, value, ranks
         self._order = KeyOrder()
 
     def replace(self, old: Ints, old_scores: Floats, new: Ints, new_scores: Floats) -> None:
-        self._order.replace(old, -self._value(old_scores), new, -self._value(new_scores))
+        self._order.replace(old, -self.value(old_scores), new, -self.value(new_scores))
+
+    def of(self, ranks: Ints, values: Floats) -> Floats:  # noqa: ARG002
+        return self._ranks.of(ranks, len(self._order))
 
     def is_flat(self) -> bool:
         return False
@@ -306,18 +374,25 @@ class _PowerOfRank:
             self._grow(n)
         return bisect_right(self._sums, uniform * self._sums[n - 1], 0, n)
 
-    def weights(self, n: int) -> Floats:
-        return _normalised(self._of_ranks(0, n))
+    def of(self, ranks: Ints, n: int) -> Floats:
+        if n > len(self._sums):
+            self._grow(n)
+        probabilities: Floats = self._of_ranks(ranks) / self._sums[n - 1]
+        return probabilities
 
-    def _of_ranks(self, begin: int, stop: int) -> Floats:
+    def weights(self, n: int) -> Floats:
+        return _normalised(self._of_ranks(np.arange(n)))
+
+    def _of_ranks(self, ranks: Ints) -> Floats:
         with np.errstate(all="ignore"):  # the weights of hopeless ranks may underflow to 0
-            weights: Floats = np.arange(begin + 1, stop + 1, dtype=np.float64) ** -self._exponent
+            weights: Floats = ranks.astype(np.float64) + 1.0
+            weights **= -self._exponent
         return weights
 
     def _grow(self, n: int) -> None:
         begin = len(self._sums)
         stop = min(1 << (n - 1).bit_length(), self._num_levels)
-        terms = self._of_ranks(begin, stop)
+        terms = self._of_ranks(np.arange(begin, stop))
         if begin:
             terms[0] += self._sums[-1]
         self._sums.frombytes(np.cumsum(terms).view(np.uint8).data)
@@ -331,6 +406,10 @@ class _TopRank:
 
     def draw(self, uniform: float, n: int) -> int:
         return 0 if uniform >= self._eps else min(int(uniform / self._eps * n), n - 1)
+
+    def of(self, ranks: Ints, n: int) -> Floats:
+        probabilities: Floats = np.where(ranks == 0, 1.0 - self._eps, 0.0) + self._eps / n
+        return probabilities
 
     def weights(self, n: int) -> Floats:
         weights = np.full(n, self._eps / n)
@@ -379,7 +458,7 @@ class _ByWeight:
     def __init__(
         self, num_levels: int, value: Callable[[Floats], Floats], ratio: Callable[[Floats, Floats], Floats], none: float
     ) -> None:
-        self._num_levels, self._value, self._ratio, self._none = num_levels, value, ratio, none
+        self._num_levels, self.value, self._ratio, self._none = num_levels, value, ratio, none
         sizes = _layer_sizes(num_levels)
         self._values = [np.full((size // FAN_OUT, FAN_OUT), none) for size in sizes]  # per layer, leaves first
         self._sums = [np.zeros((size // FAN_OUT, FAN_OUT)) for size in sizes]
@@ -388,7 +467,7 @@ class _ByWeight:
 
     def replace(self, old: Ints, old_scores: Floats, new: Ints, new_scores: Floats) -> None:  # noqa: ARG002
         self._values[0].reshape(-1)[old] = self._none
-        self._values[0].reshape(-1)[new] = self._value(new_scores)
+        self._values[0].reshape(-1)[new] = self.value(new_scores)
         nodes = np.concatenate([old, new])
         for layer, (values, sums) in enumerate(zip(self._values, self._sums, strict=True)):
             nodes = np.unique(nodes >> FAN_OUT_BITS)
@@ -404,6 +483,10 @@ class _ByWeight:
 
     def is_flat(self) -> bool:
         return not self._sums[-1][0, -1]
+
+    def of(self, ranks: Ints, values: Floats) -> Floats:  # noqa: ARG002
+        ratios: Floats = self._ratio(values, self._values[-1].max(axis=1)) / self._sums[-1][0, -1]
+        return ratios
 
     def draw(self, uniform: float) -> int:
         child = 0
@@ -532,6 +615,21 @@ class _History:
             target -= staleness
             child += 1
         return child
+
+    def p_stale(self) -> Callable[[Ints], Floats]:
+        """Returns P_C of seen levels as a function of their C_i, (m,) to (m,)."""
+        if self._has_sums:
+            largest, total = 1.0, float(self.draws * self.num_seen - self._sum)
+        else:
+            staleness = (self.draws - self.last_drawn[self.seen]).astype(np.float64)
+            largest = float(staleness.max())
+            total = float(self._power(staleness, largest).sum()) if largest else 0.0
+        if not total:
+            return lambda last_drawn: np.full(len(last_drawn), 1.0 / self.num_seen)
+        return lambda last_drawn: self._power((self.draws - last_drawn).astype(np.float64), largest) / total
+
+    def _power(self, staleness: Floats, largest: float) -> Floats:
+        return staleness if self._has_sums else _power_ratio(self._exponent)(staleness, np.array([largest]))
 
     def weights(self) -> Floats:
         """Returns (N,) P_C."""

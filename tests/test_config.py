@@ -11,6 +11,7 @@ import pytest
 
 from plr_client import ConfigError
 from plr_server import Config
+from plr_server.config import LEVELS_EXPECTED
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 
@@ -43,6 +44,7 @@ TABLE = {
     "staleness_temperature": (1.0, [0.5, 100], [0.0, -2, np.inf, "1", None, True]),
     "eps": (0.05, [0.0, 1], [-1e-9, 1.0001, np.nan, "1", None]),
     "replay_schedule": ("proportionate", ["fixed"], ["always", None, True]),
+    "capacity": (4000, [1, 10_000_000], [0, -3, 10_000_001, 4.0, "4000", None, True]),
     "replay_prob": (1.0, [0, 0.5], [-0.5, 2, np.nan, "1", None]),
     "min_fill_ratio": (0.0, [0.5, 1], [-0.5, 1.5, np.inf, "0", None]),
     "alpha": (1.0, [1e-6, 0.5], [0, 0.0, -1, 1.01, np.nan, "1", None]),
@@ -176,10 +178,17 @@ def test_bad_levels(given, got):
     with pytest.raises(ConfigError) as raised:
         Config(levels=given)
     assert raised.value.field == "levels"
-    assert (
-        raised.value.expected == "START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one"
-    )
+    assert raised.value.expected == LEVELS_EXPECTED
     assert raised.value.got.startswith(got)
+
+
+@pytest.mark.parametrize("levels", ["unbounded", "payloads"])
+def test_open_spaces_are_named_and_have_no_baselines(levels):
+    assert Config(levels=levels).levels == levels
+    assert Config.from_dict(json.loads(json.dumps(Config(levels=levels, capacity=7).to_dict()))).capacity == 7
+    for strategy in ("random", "sequential"):
+        with pytest.raises(ConfigError, match=rf"^levels: expected a range or a list under the strategy {strategy}"):
+            Config(levels=levels, strategy=strategy)
 
 
 @pytest.mark.parametrize("levels", ["0:2147483647", "-9223372036854775807:9223372036854775807"])

@@ -33,6 +33,10 @@ EXAMPLES = {
         ("values", 10, 20),
         "values: expected at most 10, got 20; push smaller blocks or raise the server's --max-frame-bytes",
     ),
+    "NoLevels": (
+        (),
+        "levels: expected some to hand out, got none inserted yet; insert payloads first (Trainer.insert)",
+    ),
     "ServerError": (("the server failed at push",), "the server failed at push"),
     "ScoreFunctionError": (
         ("my_scores:fitness", "ValueError('no')"),

@@ -18,6 +18,7 @@ from plr_server.__main__ import _configs, _parser, main
 # Every field with a value that is not its default: Python, command line, TOML.
 FIELDS = {
     "levels": (range(5, 50, 5), ["5:50:5"], '"5:50:5"'),
+    "capacity": (50, ["50"], "50"),
     "strategy": ("gae", ["gae"], '"gae"'),
     "transform": ("power", ["power"], '"power"'),
     "temperature": (0.5, ["0.5"], "0.5"),
@@ -104,17 +105,17 @@ def test_an_unknown_toml_key_is_named(tmp_path):
     file = tmp_path / "plr.toml"
     file.write_text("temprature = 0.5\n")
     with pytest.raises(
-        ConfigError, match=r"^temprature: expected a field among levels, strategy, .*, got an unknown name$"
+        ConfigError, match=r"^temprature: expected a field among levels, capacity, strategy, .*, got an unknown name$"
     ):
         configured("--config", str(file))
 
 
 REFUSED = {
     "an unknown strategy": (["--strategy", "best"], "strategy: expected one of value_l1, gae, "),
-    "an empty range": (["--levels", "5:5"], "levels: expected START:STOP, START:STOP:STEP, a range, or a list of "),
+    "an empty range": (["--levels", "5:5"], "START:STOP, START:STOP:STEP, a range, or a list of "),
     "a level twice": (["--levels", "1,1"], "at least one, got an id twice"),
     "too many levels": (["--levels", "0:1000000000000"], "levels: expected at most 2147483646 levels, got range("),
-    "levels beyond int64": (["--levels", "0:99999999999999999999"], "levels: expected START:STOP"),
+    "levels beyond int64": (["--levels", "0:99999999999999999999"], "START:STOP"),
     "a missing file": (
         ["--config", "/no/such.toml"],
         "config: expected a TOML file at /no/such.toml, got [Errno 2] No such",

@@ -13,6 +13,8 @@ from hypothesis.extra import numpy as hnp
 from plr_client import InvalidInput, LevelOutsideSpace, MessageTooLarge, PlrError, ProtocolError, VersionMismatch
 from plr_client.protocol import (
     MAX_HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    MAX_PAYLOAD_DEPTH,
     PROTOCOL_VERSION,
     Notice,
     Reply,
@@ -22,7 +24,11 @@ from plr_client.protocol import (
     encode_notice,
     encode_reply,
     encode_request,
+    join_payloads,
+    pack_payload,
     request_id,
+    split_payloads,
+    unpack_payload,
 )
 
 DTYPES = [*"?bBhHiIlLefd"]
@@ -206,3 +212,95 @@ def test_the_id_of_a_malformed_request_is_read_where_it_can_be(frames, number):
 def test_bad_replies_are_a_protocol_error(reply):
     with pytest.raises(ProtocolError, match="expected"):
         decode_reply([msgpack.packb({"v": 1} | reply)])
+
+
+# ---- payloads
+
+PAYLOADS = st.recursive(
+    st.none() | st.booleans() | INT64 | st.floats(allow_nan=False) | st.text(max_size=5) | st.binary(max_size=5),
+    lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(max_size=3) | INT64, below, max_size=4),
+    max_leaves=20,
+).filter(lambda payload: payload is not None)
+
+
+def shuffled(payload, rng):
+    """The same payload, its maps in another order and some of its lists as tuples."""
+    if isinstance(payload, dict):
+        keys = [list(payload)[i] for i in rng.permutation(len(payload))]
+        return {key: shuffled(payload[key], rng) for key in keys}
+    if isinstance(payload, list):
+        return (list, tuple)[rng.integers(2)](shuffled(below, rng) for below in payload)
+    return payload
+
+
+@given(PAYLOADS, st.integers(0, 9))
+def test_a_payload_has_one_packing_and_comes_back(payload, seed):
+    packed = pack_payload(payload)
+    assert unpack_payload(packed) == payload
+    assert pack_payload(shuffled(payload, np.random.default_rng(seed))) == packed
+    assert pack_payload(unpack_payload(packed)) == packed
+
+
+def test_payloads_that_differ_in_kind_alone_differ():
+    kinds = [1, 1.0, True, "1", b"1", [1], {1: 1}, {"1": 1}, 0, 0.0, -0.0, False, "", b"", [], {}, [None]]
+    assert len({pack_payload(payload) for payload in kinds}) == len(kinds)
+
+
+@given(st.lists(PAYLOADS, max_size=5))
+def test_payloads_go_through_the_wire(payloads):
+    packed = [pack_payload(payload) for payload in payloads]
+    request = Request(1, "s", 1, "insert", {}, join_payloads(packed))
+    again = decode_request(through_the_wire(encode_request(request)))
+    assert split_payloads(again.arrays) == packed
+
+
+def nested_lists(depth):
+    payload = []
+    for _ in range(depth - 1):
+        payload = [payload]
+    return payload
+
+
+def test_the_limits_of_a_payload():
+    assert len(pack_payload(b"x" * (MAX_PAYLOAD_BYTES - 3))) == MAX_PAYLOAD_BYTES
+    assert unpack_payload(pack_payload(nested_lists(MAX_PAYLOAD_DEPTH))) == nested_lists(MAX_PAYLOAD_DEPTH)
+    for bad, got in (
+        (b"x" * (MAX_PAYLOAD_BYTES - 2), "65537"),
+        (nested_lists(MAX_PAYLOAD_DEPTH + 1), "nested more than 64 deep"),
+        (nested_lists(100_000), "nested more than 64 deep"),
+        (None, "None"),
+        (np.zeros(2), "ndarray"),
+        ({"a": np.int64(1)}, "int64"),
+        ({"a": {(1, 2): 3}}, "a list or map as the key"),
+        (2**64, "out of range"),
+        ({1, 2}, "set"),
+    ):
+        with pytest.raises(InvalidInput, match=rf"^payloads: expected .* got .*({got})"):
+            pack_payload(bad)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {},
+        {"payloads": np.zeros(3, np.uint8)},
+        {"payload_bytes": np.array([3])},
+        {"payloads": np.zeros(3), "payload_bytes": np.array([3])},
+        {"payloads": np.zeros((1, 3), np.uint8), "payload_bytes": np.array([3])},
+        {"payloads": np.zeros(3, np.uint8), "payload_bytes": np.array([3.0])},
+        {"payloads": np.zeros(3, np.uint8), "payload_bytes": np.array([2])},
+        {"payloads": np.zeros(3, np.uint8), "payload_bytes": np.array([4, -1])},
+        {"payloads": np.zeros(3, np.uint8), "payload_bytes": np.array([3, 0])},
+        {"payloads": np.zeros(3, np.uint8), "payload_bytes": np.array([2**62, 2**62, 2**62, 2**62, 3])},
+        {"payloads": np.zeros(4097, np.uint8), "payload_bytes": np.ones(4097, int)},
+    ],
+)
+def test_arrays_that_are_no_payloads_are_refused(arrays):
+    with pytest.raises(InvalidInput, match=r"^payload"):
+        split_payloads(arrays)
+
+
+@pytest.mark.parametrize("packed", [b"", b"\xc1", b"\x92\x01", b"\x01\x01", b"\x81\x90\x01", b"\xa1\xff"])
+def test_bytes_that_are_no_payload_are_refused(packed):
+    with pytest.raises(InvalidInput, match=r"^payloads: expected one msgpack value each"):
+        unpack_payload(packed)

@@ -93,7 +93,9 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
             The wrapped env's observation and info, and in the info the four `plr_` keys.
 
         Raises:
-            InvalidInput: `options["level"]` is not an int.
+            InvalidInput: `options["level"]` is not an int, or the server's levels are payloads and there is no
+                `set_level`.
+            NoLevels: the server's levels are payloads, and none has been inserted yet.
             ServerUnreachable: no reply from the server.
         """
         scored = options is None or "level" not in options
@@ -103,6 +105,9 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
             assignment = Assignment(level_id(options["level"]), is_replay=False, train=True)
             options = {key: value for key, value in options.items() if key != "level"}
         if self._set_level is None:
+            if assignment.payload is not None:
+                expected = "a function that makes a payload the env's level, because the server's levels are payloads"
+                raise InvalidInput("set_level", expected, "None")
             seed = assignment.level
         else:
             self._set_level(self.env, assignment.level if assignment.payload is None else assignment.payload)

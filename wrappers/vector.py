@@ -120,8 +120,8 @@ class LevelReplayVector(VectorWrapper):
             Observations and infos of the vector env.
 
         Raises:
-            InvalidInput: an option is not what it must be, the vector env takes no list of seeds, or a wrapper between
-                `LevelReplay` and here drops infos.
+            InvalidInput: an option is not what it must be, the vector env takes no list of seeds, a wrapper between
+                `LevelReplay` and here drops infos, or sub-envs are bare and the server's levels are payloads.
             ServerUnreachable: no reply from the server.
         """
         options = {} if options is None else dict(options)
@@ -271,6 +271,11 @@ class LevelReplayVector(VectorWrapper):
         scored = "level" not in options
         if scored:
             assignments = self._client.next(len(slots), slots=slots)
+            if assignments[0].payload is not None:
+                expected = (
+                    "LevelReplay(env, address, set_level=...) around every sub-env, because the levels are payloads"
+                )
+                raise InvalidInput("envs", expected, "bare sub-envs, whose level is a seed")
         else:
             picked = self._picked_levels(options.pop("level"))
             assignments = [Assignment(picked[slot], is_replay=False, train=True) for slot in slots]
