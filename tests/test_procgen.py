@@ -97,6 +97,19 @@ def test_dodgeball_carries_nothing_over_from_the_levels_before():
     envs.close()
 
 
+def test_in_miner_the_first_step_finds_the_exit_as_open_as_in_a_fresh_env():
+    envs = ProcgenVector("miner", 4)
+    moves = np.array([1, 3, 5, 7])  # left, down, up, right
+    won = 0
+    for level in range(40):
+        envs.reset(seed=[level] * 4)
+        _, rewards, *_ = envs.step(moves)
+        assert rewards.tolist() == [Fresh("miner", "easy", level).step(move)[1] for move in moves]
+        won += int((rewards == 10).sum())
+    assert won > 0
+    envs.close()
+
+
 @pytest.mark.parametrize("game", ["coinrun", "bigfish"])
 def test_64_envs_equal_fresh_envs(game):
     envs = ProcgenVector(game, 64)
@@ -200,6 +213,21 @@ def test_without_a_reset_the_env_goes_on_to_a_level_of_its_own(coinrun):
     assert max(level for _, level in begun) > 10**6  # from all levels, not from those asked for
 
 
+def test_a_masked_reset_leaves_the_env_its_own_draws():
+    envs = ProcgenVector("bigfish", 4)
+    envs.reset(seed=10)
+    mask = np.array([True, True, True, False])
+    envs.reset(seed=[7] * 4, options={"reset_mask": mask})
+    drawn: list[set[int]] = [set() for _ in range(4)]
+    for _ in range(400):
+        _, _, dones, _, infos = envs.step(np.full(4, 4))
+        for i in np.flatnonzero(dones):
+            drawn[i].add(int(infos["level_seed"][i]))
+    assert len(set.union(*drawn)) == sum(map(len, drawn)) >= 4
+    assert all(drawn)
+    envs.close()
+
+
 def test_an_int_seed_is_counted_up_and_seeds_what_is_drawn(coinrun):
     _, infos = coinrun.reset(seed=20)
     assert infos["level_seed"].tolist() == [20, 21, 22, 23]
@@ -229,22 +257,29 @@ def test_what_is_returned_is_never_overwritten(coinrun):
     coinrun.reset(seed=99)
     for one, copy in zip(kept, copies, strict=True):
         np.testing.assert_equal(list(one), copy)
-    for part in kept[1]:  # writing to it changes nothing either
+
+
+def test_what_is_returned_may_be_written_to(coinrun):
+    coinrun.reset(seed=5)
+    for part in coinrun.step(np.zeros(4, np.int64)):
         for array in part.values() if isinstance(part, dict) else [part]:
             array[...] = 0
-    _, infos = coinrun.reset(seed=5)
-    assert infos["level_seed"].tolist() == [5, 6, 7, 8]
+    _, infos = coinrun.reset(seed=50, options={"reset_mask": np.array([True, False, False, False])})
+    assert infos["level_seed"].tolist() == [50, 6, 7, 8]
+    assert infos["prev_level_seed"].tolist() == [5, 6, 7, 8]
     assert infos["_level_seed"].all()
+    assert infos["_prev_level_seed"].all()
 
 
 def test_the_cache_holds_no_more_than_its_bytes():
     tight, roomy = ProcgenVector("coinrun", 2, cache_bytes=100_000), ProcgenVector("coinrun", 2)
-    for first in [*range(6), *range(6), 0, 0]:
-        seed = [first, first + 1]
+    for other in range(1, 8):
+        seed = [0, other]
         np.testing.assert_array_equal(tight.reset(seed=seed)[0], roomy.reset(seed=seed)[0])
         assert sum(map(len, tight._first_states._states.values())) == tight._first_states._held_bytes <= 100_000
-    assert list(tight._first_states._states) == [0, 1]  # what was used last; two of 37 KB fit
-    assert len(roomy._first_states._states) == 7
+        if other > 1:  # what was used last; three of 31 KB fit
+            assert list(tight._first_states._states) == [other - 1, 0, other]
+    assert len(roomy._first_states._states) == 8
     nothing = ProcgenVector("coinrun", 2, cache_bytes=0)
     np.testing.assert_array_equal(nothing.reset(seed=3)[0], roomy.reset(seed=3)[0])
     for envs in (tight, roomy, nothing):

@@ -25,6 +25,7 @@ LEVEL_END = 2**31 - 1  # levels are [0, LEVEL_END): the engine draws below an ex
 
 _NUM_ACTIONS = 15
 _FORCE_RESET = np.array([-1])  # the action on which the engine ends the episode
+_KEEP_GENERATOR = struct.pack("=2i", 1, 0)  # seeded, and a text of no length: from that, C++ reads no new generator
 _EASY_AND_HARD = ("easy", "hard")
 _MORE_MODES = {
     "extreme": ("chaser", "dodgeball", "leaper", "starpilot"),
@@ -45,8 +46,8 @@ class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
     Ends of episodes are Procgen's own:
 
     * Autoreset is SAME_STEP: the observation at a done is the first one of the next level. Without a reset from outside
-      the engine draws that level itself from [0, 2**31 - 1), by a generator that, as in Gymnasium, follows from the
-      level that the env was last reset to. Procgen keeps no terminal observation, so infos have no `final_obs`.
+      the engine draws that level itself from [0, 2**31 - 1), by a generator of each env that a reset without a mask
+      seeds from the env's level. Procgen keeps no terminal observation, so infos have no `final_obs`.
     * `truncations` are all False, and a time-out (1 000 steps in most games) is a termination. The engine does
       not tell a time-out from another end, and without the terminal observation nobody could bootstrap from it;
       published Procgen results count it as an end too.
@@ -65,7 +66,7 @@ class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
         distribution_mode: `"easy"`, `"hard"`, or where the game has it `"extreme"` or `"memory"`.
         num_threads: of the engine; 0 steps the envs in the caller's.
         cache_bytes: how much memory the first-frame states of levels may take, those unused longest go first; a
-            state has 22 to 39 KB, and making one anew costs about 0.5 ms.
+            state has 15 to 32 KB, and making one anew costs about 0.5 ms.
 
     Raises:
         InvalidInput: Procgen has no such game, or the game no such mode, or a number is below its range.
@@ -109,9 +110,12 @@ class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
         self._engine = _made_engine(num=num_envs, num_threads=num_threads, **settings)
         self._first_states = _FirstStates(
             _made_engine(num=1, num_threads=0, **settings),
-            levels_at=8 + len(env_name) + 52,
+            env_name=env_name,
             cache_bytes=cache_bytes,
         )
+        # The arrays that the engine writes to. Its get_info makes a dict of them for each env, which costs as much as
+        # stepping one env more.
+        self._reported: dict[str, NDArray[Any]] = self._engine._info  # noqa: SLF001
         self._of_last_step: dict[str, NDArray[Any]] = {}
 
     def reset(
@@ -132,11 +136,12 @@ class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
         """
         rows = self._checked_mask(options)
         levels = self._levels_from(seed, rows)
+        masked = options is not None and "reset_mask" in options
         for env, level in levels.items():
-            state = self._first_states[level]
+            state = self._first_states[level] if masked else self._first_states.seeding(level)
             self._engine.call_c_func("set_state", env, state, len(state))
         _, observations, _ = self._engine.observe()
-        return observations["rgb"], self._infos(self._engine.get_info())
+        return observations["rgb"], self._infos()
 
     def step(
         self, actions: NDArray[np.integer[Any]]
@@ -160,22 +165,21 @@ class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
             raise InvalidInput("actions", f"ints in [0, {_NUM_ACTIONS})", f"{actions.min()} to {actions.max()}")
         self._engine.act(actions)
         rewards, observations, dones = self._engine.observe()
-        reported = self._engine.get_info()
         self._of_last_step = {
-            "prev_level_seed": np.array([info["prev_level_seed"] for info in reported], np.int64),
-            "prev_level_complete": np.array([info["prev_level_complete"] for info in reported], np.bool_),
+            "prev_level_seed": self._reported["prev_level_seed"].astype(np.int64),
+            "prev_level_complete": self._reported["prev_level_complete"].astype(np.bool_),
         }
-        return observations["rgb"], rewards.astype(np.float64), dones, np.zeros_like(dones), self._infos(reported)
+        return observations["rgb"], rewards.astype(np.float64), dones, np.zeros_like(dones), self._infos()
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002  Gymnasium's signature
         """Ends the engine and its threads."""
         self._engine.close()
         self._first_states.close()
 
-    def _infos(self, reported: list[dict[str, Any]]) -> dict[str, Any]:
+    def _infos(self) -> dict[str, Any]:
         # A reset overwrites what the engine says of the last step, so that comes from when it was said.
         infos: dict[str, Any] = {key: array.copy() for key, array in self._of_last_step.items()}
-        infos["level_seed"] = np.array([info["level_seed"] for info in reported], np.int64)
+        infos["level_seed"] = self._reported["level_seed"].astype(np.int64)
         return infos | {f"_{key}": np.ones(self.num_envs, np.bool_) for key in infos}
 
     def _checked_mask(self, options: dict[str, Any] | None) -> Bools:
@@ -208,10 +212,12 @@ class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
 class _FirstStates:
     """The engine's state at the first frame of each level, made on demand and kept while there is room."""
 
-    def __init__(self, engine: Any, *, levels_at: int, cache_bytes: int) -> None:
+    def __init__(self, engine: Any, *, env_name: str, cache_bytes: int) -> None:
         self._engine = engine  # of one env
+        self._env_name = env_name
         self._template: bytes = engine.get_state()[0]
-        self._levels_at = levels_at  # two int32, the range that the next level is drawn from
+        self._levels_at = 8 + len(env_name) + 52  # two int32, the range that the next level is drawn from
+        self._generator_at = self._levels_at + 16  # what draws it; the generator that makes the level's content follows
         self._cache_bytes = cache_bytes
         self._held_bytes = 0
         self._states: OrderedDict[int, bytes] = OrderedDict()
@@ -226,6 +232,13 @@ class _FirstStates:
             self._held_bytes -= len(self._states.popitem(last=False)[1])
         return state
 
+    def seeding(self, level: int) -> bytes:
+        """Returns the state with a generator of the levels to come, which is a copy of the one that made this level."""
+        state = self[level]
+        made_this = self._generator_at + len(_KEEP_GENERATOR)
+        generator = state[made_this : _generator_end(state, made_this)]
+        return state[: self._generator_at] + generator + state[made_this:]
+
     def close(self) -> None:
         self._engine.close()
 
@@ -234,11 +247,13 @@ class _FirstStates:
         self._engine.set_state([self._with_range(self._template, level, level + 1)])
         self._engine.act(_FORCE_RESET)
         state = self._with_range(self._engine.get_state()[0], 0, LEVEL_END)
-        # Two generators follow the range, its own and the level's. Draw what comes after this level with a copy of the
-        # latter: by the template's, every env would go on to one and the same level.
-        own = self._levels_at + 16
-        levels = _generator_end(state, own)
-        return state[:own] + state[levels : _generator_end(state, levels)] + state[levels:]
+        # By the template's generator of the levels to come, every env would go on to one and the same level.
+        state = state[: self._generator_at] + _KEEP_GENERATOR + state[_generator_end(state, self._generator_at) :]
+        if self._env_name == "miner":
+            # The last field counts the diamonds left, and stays what it was until the first step has looked whether the
+            # exit is open: 0 in a fresh env, here the template's.
+            state = state[:-8] + bytes(4) + state[-4:]
+        return state
 
     def _with_range(self, state: bytes, first: int, end: int) -> bytes:
         return state[: self._levels_at] + struct.pack("=2i", first, end) + state[self._levels_at + 8 :]
