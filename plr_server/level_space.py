@@ -5,27 +5,29 @@ Used by the curriculum, which works on indices and speaks ids. No state that cha
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
 from plr_client.errors import LevelOutsideSpace
 
 
-class LevelSpace(Protocol):
+class LevelSpace:
     """N levels: their ids, and the index of each."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def id_of(self, index: int) -> int:
         """Returns the id at one index."""
+        raise NotImplementedError
 
     def index_of(self, level: int) -> int:
         """Returns the index of one id that is in the space."""
+        raise NotImplementedError
 
     def ids(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the ids at the indices, same shape."""
+        raise NotImplementedError
 
     def indices(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the indices of the ids, same shape.
@@ -33,6 +35,7 @@ class LevelSpace(Protocol):
         Raises:
             LevelOutsideSpace: one of them is not in the space.
         """
+        raise NotImplementedError
 
 
 class RangeSpace(LevelSpace):
