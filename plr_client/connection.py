@@ -15,8 +15,8 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import zmq
+from numpy.typing import NDArray
 
 from plr_client.errors import InvalidInput, MessageTooLarge, ServerUnreachable
 from plr_client.protocol import (
@@ -81,7 +81,7 @@ class Connection:
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def request(
-        self, op: str, args: Mapping[str, Any] | None = None, arrays: Mapping[str, np.ndarray] | None = None
+        self, op: str, args: Mapping[str, Any] | None = None, arrays: Mapping[str, NDArray[Any]] | None = None
     ) -> Reply:
         """Sends one request and waits for its reply; the first one of a session is preceded by a hello.
 
@@ -122,7 +122,7 @@ class Connection:
             self._greeted = False
             self._session = uuid.uuid4().hex
 
-    def _exchange(self, op: str, args: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Reply:
+    def _exchange(self, op: str, args: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Reply:
         sequence = self._sequence + 1
         frames = encode_request(Request(sequence, self._session, sequence, op, args, arrays, self.curriculum))
         for name, array in arrays.items():

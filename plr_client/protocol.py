@@ -26,6 +26,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from numpy.typing import NDArray
 
 from plr_client.errors import InvalidInput, MessageTooLarge, PlrError, ProtocolError, VersionMismatch, from_wire
 
@@ -58,7 +59,7 @@ class Request:
     sequence: int
     op: str
     args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    arrays: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
     curriculum: str = DEFAULT_CURRICULUM
 
 
@@ -68,7 +69,7 @@ class Reply:
 
     id: int | None
     result: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    arrays: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
     durable: int = 0
     error: PlrError | None = None
 
@@ -208,7 +209,7 @@ def unpack_payload(packed: Any) -> Any:
         raise InvalidInput("payloads", "one msgpack value each", f"bytes that do not unpack ({exc!r:.120})") from exc
 
 
-def join_payloads(packed: Sequence[bytes]) -> dict[str, np.ndarray]:
+def join_payloads(packed: Sequence[bytes]) -> dict[str, NDArray[Any]]:
     """Returns the arrays `payloads` and `payload_bytes` that carry packed payloads."""
     return {
         "payloads": np.frombuffer(b"".join(packed), np.uint8),
@@ -216,7 +217,7 @@ def join_payloads(packed: Sequence[bytes]) -> dict[str, np.ndarray]:
     }
 
 
-def split_payloads(arrays: Mapping[str, np.ndarray]) -> list[bytes]:
+def split_payloads(arrays: Mapping[str, NDArray[Any]]) -> list[bytes]:
     """Returns the packed payloads that `join_payloads` joined.
 
     Raises:
@@ -247,7 +248,7 @@ def _canonical(value: Any, depth: int) -> Any:
     return [_canonical(below, depth + 1) for below in value]
 
 
-def _encode(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Frames:
+def _encode(header: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Frames:
     described, frames = [], []
     for name, array in arrays.items():
         little = array
@@ -293,11 +294,11 @@ def _get(header: dict[str, Any], key: str, kind: type) -> Any:
     return value
 
 
-def _decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> dict[str, np.ndarray]:
+def _decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> dict[str, NDArray[Any]]:
     described = _get(header, "arrays", list)
     if len(described) != len(frames) - 1:
         raise ProtocolError(f"frames: expected {len(described)} array frames, got {len(frames) - 1}")
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for description, frame in zip(described, frames[1:], strict=True):
         if not (isinstance(description, list) and len(description) == 3):  # noqa: PLR2004  [name, dtype, shape]
             raise ProtocolError(f"arrays: expected [name, dtype, shape], got {description!r:.80}")

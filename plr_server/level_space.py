@@ -87,7 +87,8 @@ class ListSpace(LevelSpace):
     def indices(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         position = np.minimum(np.searchsorted(self._sorted, ids), len(self) - 1)
         _refuse(ids, self._sorted[position] != ids, f"one of the {len(self)} levels of the list")
-        return self._order[position]
+        indices: NDArray[np.int64] = self._order[position]
+        return indices
 
 
 def level_space(levels: range | tuple[int, ...]) -> LevelSpace:
