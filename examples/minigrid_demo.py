@@ -4,8 +4,6 @@ Run it with `make demo`. It prints what the curriculum did, and draws it. The li
 Level Replay asks of a training script; the rest is a plain PPO agent, in numpy.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -135,7 +133,8 @@ def train(seconds: float, seed: int) -> tuple[list, list, dict]:
             history.append((elapsed, trainer.weights(), np.where(is_seen, scores, np.nan), recent))
             if is_exam := steps >= 30_000 * len(exams):
                 exams.append((elapsed, success_rate(agent, exam_envs)))
-            note = f"{steps:,} steps, {steps / elapsed:,.0f}/s  return {recent:.2f}  held-out {exams[-1][1]:.0%}"
+            rate = steps / (time.monotonic() - start)
+            note = f"{steps:,} steps, {rate:,.0f}/s  return {recent:.2f}  held-out {exams[-1][1]:.0%}"
             show_progress(elapsed / seconds, f"{seconds - elapsed:3.0f} s left  {note}", in_a_log=is_exam)
         exams.append((seconds, success_rate(agent, exam_envs)))
         envs.close()

@@ -54,8 +54,8 @@ class Connection:
     def __init__(self, address: str, *, curriculum: str, timeout_s: float) -> None:
         if not (isinstance(address, str) and address.startswith(("ipc://", "tcp://"))):
             raise InvalidInput("address", "ipc://PATH or tcp://HOST:PORT", repr(address))
-        if not timeout_s > 0:
-            raise InvalidInput("timeout_s", "a number of seconds above 0", str(timeout_s))
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
+            raise InvalidInput("timeout_s", "a number of seconds above 0", repr(timeout_s))
         if not (isinstance(curriculum, str) and curriculum):
             raise InvalidInput("curriculum", "the name of a curriculum", repr(curriculum))
         self.address = address

@@ -15,7 +15,7 @@ import numpy as np
 
 from plr_client.connection import Connection
 from plr_client.errors import InvalidInput
-from plr_client.protocol import DEFAULT_CURRICULUM, split_payloads, unpack_payload
+from plr_client.protocol import DEFAULT_CURRICULUM, MAX_LEVELS_AT_ONCE, split_payloads, unpack_payload
 
 NO_PARENT = -1
 
@@ -88,8 +88,8 @@ class LevelClient:
             NoLevels: the levels are payloads, and none has been inserted yet.
             ServerUnreachable: no reply within the timeout.
         """
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise InvalidInput("k", "an integer, 1 or more", repr(k))
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_LEVELS_AT_ONCE:
+            raise InvalidInput("k", f"an integer from 1 to {MAX_LEVELS_AT_ONCE}", repr(k))
         chosen = np.arange(k) if slots is None else np.asarray(slots)
         if chosen.shape != (k,):
             raise InvalidInput("slots", f"{k} slots, one for each level asked for", f"shape {chosen.shape}")

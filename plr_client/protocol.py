@@ -6,8 +6,8 @@ Rules
     within the session (1, 2, ...), `curriculum` (a name; absent: "default"), `op`, `args` (a map), `arrays` ([name,
     dtype, shape] each). Unknown keys are ignored.
   * Every request gets one reply with its `id`: either `result` (a map) and `arrays`, or `error` {code, fields}.
-    `durable` is the highest sequence number of the session that the server will not lose; a client may forget up to
-    there.
+    `durable` is the highest sequence number of the session up to which a client need not send again: with the state in
+    memory only, the last one applied.
   * A request that is sent again carries the same `session` and `seq`; the server applies it once and repeats the reply.
   * Payloads travel as two arrays, because the header is too small for them: `payloads`, uint8, the msgpack bytes of all
     of them one after the other, and `payload_bytes`, (m,) int64, how many belong to each.
@@ -35,6 +35,7 @@ MAX_HEADER_BYTES = 64 * 1024  # msgpack can grow 70-fold when unpacked: this bou
 MAX_FRAMES = 16  # the header and at most 15 arrays
 MAX_FRAME_BYTES = 256 * 1024 * 1024  # the server's default; it tells its own in the hello
 MAX_DIMENSIONS = 4
+MAX_LEVELS_AT_ONCE = 65_536  # in one "next"
 MAX_PAYLOAD_BYTES = 64 * 1024  # of one payload, packed
 MAX_PAYLOAD_DEPTH = 64  # lists and maps within each other
 MAX_PAYLOADS = 4096  # in one request or reply: together they fit in one frame

@@ -50,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="serve a curriculum until SIGINT or SIGTERM",
         description="Serves a curriculum until SIGINT or SIGTERM. Prints 'plr-server ready at ADDRESS' once clients "
-        "can connect. An option on the command line wins over the same field in the TOML file.",
+        "can connect. An option on the command line wins over the same field in the TOML file, in "
+        "every curriculum.",
     )
     serving.add_argument(
         "--bind",
@@ -165,8 +166,9 @@ def _configs(options: argparse.Namespace) -> dict[str, Config]:
     fields: dict[str, Any] = Config.from_toml(options.config) if options.config else {}
     if options.config_json == "-":
         fields |= json.load(sys.stdin)
-    fields |= {name: value for name, value in vars(options).items() if name in Config.docs()}
-    return named_configs(fields)
+    said = {name: value for name, value in vars(options).items() if name in Config.docs()}
+    configs = named_configs(fields | said)
+    return {name: dataclasses.replace(config, **said) for name, config in configs.items()}
 
 
 def _stats(options: argparse.Namespace) -> int:

@@ -112,7 +112,9 @@ class Config:
         False, "robust PLR: new levels carry train = False, so that only replayed ones are learnt from"
     )
     max_in_flight: int = _field(
-        0, "how many env slots may play one level at once; a level at the cap is drawn no more; 0: any number"
+        0,
+        "how many env slots may play one level at once: a level at the cap is drawn no more while there is another "
+        "(random and sequential draw it regardless); 0: any number",
     )
     seed: int = _field(0, "seed of the curriculum's random generator, 0 or more")
 

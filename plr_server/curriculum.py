@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plr_client.errors import InvalidInput, LevelOutsideSpace, NoLevels
 from plr_client.levels import NO_PARENT, Assignment, Level
-from plr_client.protocol import MAX_PAYLOADS, pack_payloads, unpack_payload
+from plr_client.protocol import MAX_LEVELS_AT_ONCE, MAX_PAYLOADS, pack_payloads, unpack_payload
 from plr_server.config import Config
 from plr_server.functions import ScoreFunction, import_function, score_with, unpickle_function
 from plr_server.history import History
@@ -40,8 +40,6 @@ from plr_server.rollouts import (
 from plr_server.sampler import OUTSIDE, REPLAY, Sampler
 from plr_server.scores import FUNCTION, find_episodes, score_found, strategy_named
 from plr_server.unseen import AvailableLevels
-
-MAX_SAMPLE = 65_536  # levels in one call
 
 
 @dataclasses.dataclass
@@ -211,6 +209,8 @@ class Curriculum:
             return 1.0
         if self._all_at_cap():
             return 0.0
+        if self.config.max_in_flight and not isinstance(self._space, OpenSpace) and not len(self._available):
+            return 1.0  # every unseen level is in flight
         if self.config.replay_schedule == "proportionate":
             return min(seen / total, self.config.replay_prob)
         return self.config.replay_prob if seen / total >= self.config.min_fill_ratio else 0.0
@@ -789,8 +789,8 @@ def _scores(scores: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 def _slots(k: int, slots: ArrayLike | None) -> Sequence[int]:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_SAMPLE:
-        raise InvalidInput("k", f"an integer from 1 to {MAX_SAMPLE}", repr(k))
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_LEVELS_AT_ONCE:
+        raise InvalidInput("k", f"an integer from 1 to {MAX_LEVELS_AT_ONCE}", repr(k))
     if slots is None:
         return range(k)
     chosen = as_array("slots", slots)

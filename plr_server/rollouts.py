@@ -343,7 +343,10 @@ def add_step(pool: StepPool | None, step: Rollout, columns: Ints) -> StepPool:
     torn = valid & pool.going_on & (step.levels[0] != pool.level)
     if torn.any():
         n = int(torn.argmax())
-        expected = f"level {pool.level[n]} until a done in column {columns[n]}"
+        expected = (
+            f"level {pool.level[n]} until a done in column {columns[n]} (an episode cut off without one: end it with a "
+            "done, or close() the trainer, which drops the steps pooled so far)"
+        )
         raise InvalidInput("levels", expected, f"level {step.levels[0, n]}")
     return StepPool(
         columns,

@@ -673,3 +673,17 @@ class TestMaxInFlight:
         for _ in range(50):
             assert twin.sample(9, holder="x") == curriculum.sample(9, holder="x")
         assert frozen(twin) == frozen(curriculum)
+
+    def test_no_unseen_level_is_doubled_while_a_seen_one_is_free(self):
+        for seed in range(20):
+            config = Config(
+                levels=range(10),
+                strategy="external",
+                replay_schedule="fixed",
+                replay_prob=0.2,
+                max_in_flight=1,
+                seed=seed,
+            )
+            curriculum = Curriculum(config)
+            curriculum.update_scores(np.arange(5), np.ones(5))
+            assert sorted(assignment.level for assignment in curriculum.sample(10)) == list(range(10))

@@ -85,10 +85,10 @@ def test_slots_may_be_any_sequence(client, slots):
 
 
 BAD = {
-    "none": ({"k": 0}, "k: expected an integer, 1 or more, got 0"),
-    "fewer than none": ({"k": -1}, "k: expected an integer, 1 or more, got -1"),
-    "a float": ({"k": 1.0}, "k: expected an integer, 1 or more, got 1.0"),
-    "a bool": ({"k": True}, "k: expected an integer, 1 or more, got True"),
+    "none": ({"k": 0}, "k: expected an integer from 1 to 65536, got 0"),
+    "fewer than none": ({"k": -1}, "k: expected an integer from 1 to 65536, got -1"),
+    "a float": ({"k": 1.0}, "k: expected an integer from 1 to 65536, got 1.0"),
+    "a bool": ({"k": True}, "k: expected an integer from 1 to 65536, got True"),
     "too many": ({"k": 65_537}, "k: expected an integer from 1 to 65536, got 65537"),
     "fewer slots": ({"k": 3, "slots": [1, 2]}, "slots: expected 3 slots, one for each level asked for, got shape (2,)"),
     "one slot bare": ({"slots": 3}, "slots: expected 1 slots, one for each level asked for, got shape ()"),

@@ -250,3 +250,13 @@ def test_stats_of_nobody(ipc, capsys):
 def test_stats_of_no_address(capsys):
     assert main(["stats", "localhost"]) == 1
     assert capsys.readouterr().err == "plr-server: address: expected ipc://PATH or tcp://HOST:PORT, got 'localhost'\n"
+
+
+def test_an_option_wins_in_every_curriculum(tmp_path):
+    file = tmp_path / "plr.toml"
+    file.write_text('alpha = 0.5\n[curricula.train]\nstrategy = "min_margin"\n[curricula.eval]\nlevels = "0:9"\n')
+    configs = _configs(_parser().parse_args(["serve", "--config", str(file), "--strategy", "uniform"]))
+    assert configs == {
+        "train": Config(alpha=0.5, strategy="uniform"),
+        "eval": Config(alpha=0.5, strategy="uniform", levels=range(9)),
+    }
