@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ class Curriculum:
         self._rng = np.random.Generator(np.random.PCG64(config.seed))
         self._available = self._all_unseen()  # and not in flight
         self._held: dict[str, dict[int, int]] = {}  # holder -> slot -> level
-        self._in_flight: Counter[int] = Counter()  # level -> how many slots play it
+        self._in_flight: dict[int, int] = {}  # level -> how many slots play it
         self._open: dict[str, dict[int, OpenEpisode]] = {}  # source -> column -> steps in hand, under "stitch"
         self._pools: dict[str, StepPool] = {}  # source -> steps that wait to become a block
         self._counts = Counts()
@@ -146,9 +146,15 @@ class Curriculum:
             is_replay += some_replayed
         held.update(zip(chosen, levels, strict=True))
         self._counts.replays += sum(is_replay)
+        payloads = (
+            [self._payload(level, packed=packed) for level in levels]
+            if isinstance(space, PayloadSpace)
+            else repeat(None, k)
+        )
+        trains_new = not self.config.robust
         return [
-            Assignment(level, replay, replay or not self.config.robust, self._payload(level, packed=packed))
-            for level, replay in zip(levels, is_replay, strict=True)
+            Assignment(level, replay, replay or trains_new, payload)
+            for level, replay, payload in zip(levels, is_replay, payloads, strict=True)
         ]
 
     def _draw(self, k: int) -> tuple[list[int], list[bool]]:
@@ -169,7 +175,7 @@ class Curriculum:
                 is_replay.append(bool(self._sampler.seen[pick]))
                 self._begin(space.id_of(pick))
             picks.append(pick)
-        yielding = list(self._sampler.hidden) if self._all_at_cap() and REPLAY in picks else []
+        yielding = list(self._sampler.hidden) if self._sampler.hidden and self._all_at_cap() and REPLAY in picks else []
         for index in yielding:
             self._sampler.show(index)
         indices = self._sampler.draw(self._rng, picks)
@@ -242,32 +248,33 @@ class Curriculum:
         return in_flight[int(self._rng.random() * len(in_flight))]
 
     def _begin(self, level: int) -> None:
-        self._in_flight[level] += 1
+        self._in_flight[level] = self._in_flight.get(level, 0) + 1
         index = self._space.index_of(level)
         if isinstance(self._space, OpenSpace):
             self._space.begin(level)
         else:
             self._available.discard(index)
-        self._hide_at_cap(level, index)
+        if self.config.max_in_flight:
+            self._hide_at_cap(level, index)
 
     def _end(self, level: int | None) -> None:
         if level is None:
             return
-        self._in_flight[level] -= 1
+        slots = self._in_flight.pop(level) - 1
         index = self._space.index_of(level)
-        if index in self._sampler.hidden and self._in_flight[level] < self.config.max_in_flight:
+        if index in self._sampler.hidden and slots < self.config.max_in_flight:
             self._sampler.show(index)
-        if not self._in_flight[level]:
-            del self._in_flight[level]
-            if isinstance(self._space, OpenSpace):
-                self._space.end(level)
-            elif not self._sampler.seen[index]:
-                self._available.add(index)
+        if slots:
+            self._in_flight[level] = slots
+        elif isinstance(self._space, OpenSpace):
+            self._space.end(level)
+        elif not self._sampler.seen[index]:
+            self._available.add(index)
 
     def _hide_at_cap(self, level: int, index: int) -> None:
         cap, sampler = self.config.max_in_flight, self._sampler
         is_seen = index != NOT_IN_TABLE and sampler.seen[index]
-        if 0 < cap <= self._in_flight[level] and is_seen and index not in sampler.hidden:
+        if 0 < cap <= self._in_flight.get(level, 0) and is_seen and index not in sampler.hidden:
             sampler.hide(index)
 
     # ---- what was learnt from it
@@ -698,7 +705,7 @@ class Curriculum:
             "seen_share": sampler.num_seen / total,
             "draws": sampler.draws,
             "replay_share": self._counts.replays / max(sampler.draws, 1),
-            "in_flight": self._in_flight.total(),
+            "in_flight": sum(self._in_flight.values()),
             **dataclasses.asdict(self._counts),
             "waiting": self._space.num_waiting if isinstance(self._space, OpenSpace) else 0,
             "mean_score": float(seen_scores.mean()) if len(seen_scores) else 0.0,

@@ -1,4 +1,4 @@
-"""The level of the lowest P_replay, against all of them in 30-digit decimals."""
+"""The level of the lowest P_replay, against all of them in 400-digit decimals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def p_replay(sampler, config):
     """{index: P_replay} of the seen levels, in decimals."""
     seen = np.flatnonzero(sampler.seen).tolist()
     with decimal.localcontext() as context:
-        context.prec = 30
+        context.prec = 400  # so that 1e-307 beside 0.03 is no tie
         by_score = p_score(sampler.scores[seen].tolist(), config["transform"], config["temperature"], config["eps"])
         exponent = 1 / Decimal(config["staleness_temperature"])
         stale = [Decimal(int(sampler.draws - sampler.last_drawn[i])) for i in seen]
