@@ -5,7 +5,7 @@ BIN := .venv/bin
 # the long series of draws (test_..._follow_...): pinned sequences show that the draws are the same.
 NUMERICAL := curriculum golden_over_the_wire level_space order protocol rollouts sampler scores trainer unseen
 
-.PHONY: demo test test-slow lint types bench clean
+.PHONY: demo test test-slow lint types bench bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/python examples/minigrid_demo.py
@@ -28,6 +28,11 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/import_cost.py
 	$(BIN)/python benchmarks/transport.py
 	$(BIN)/python benchmarks/procgen_speed.py
+	$(BIN)/python benchmarks/levels.py
+
+# Beside Syllabus and DI-engine, each in an environment of its own (1.5 GB each).
+bench-peers: .venv/dev
+	$(BIN)/python benchmarks/levels.py --peers --plot docs/cost.png
 
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
@@ -46,5 +51,5 @@ bench: .venv/dev
 	$(PYTHON) -m venv $(@D:/bin=)
 
 clean:
-	rm -rf .venv .venv-numpy2 .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-numpy2 .venv-syllabus .venv-di-engine .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
