@@ -76,7 +76,10 @@ def test_bad_pushes_get_one_typed_error_and_change_nothing(busy, name):
 BAD_STEPS = {
     "another level without a done": (
         {"levels": np.array([3, 6])},
-        "levels: expected level 4 until a done in column 1, got level 6",
+        (
+            "levels: expected level 4 until a done in column 1 (an episode cut off without one: end it with a done, or "
+            "close() the trainer, which drops the steps pooled so far), got level 6"
+        ),
     ),
     "other columns": ({"columns": np.array([0, 2])}, "columns: expected the columns of the block's first step, [0, 1]"),
     "a column more": ({name: np.zeros(3) for name in step()} | {"levels": np.zeros(3, dtype=int)}, "columns: expected"),

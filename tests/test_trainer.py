@@ -218,7 +218,10 @@ def test_a_refused_step_leaves_the_block_before_it_intact(trainer):
     fields = {name: value[0] for name, value in faults.block().items() if name != "next_values"}
     fields |= {"dones": [False, False], "next_values": [0.0, 0.0]}
     assert trainer.push_step(**fields) == 0
-    with pytest.raises(InvalidInput, match=r"^levels: expected level 3 until a done in column 0 .*close\(\) the trainer.*, got level 5$"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"^levels: expected level 3 until a done in column 0 .*close\(\) the trainer.*, got level 5$",
+    ):
         trainer.push_step(**fields | {"levels": [5, 4]})
     assert [trainer.push_step(**fields) for _ in range(2)] == [0, 2]  # num_steps=3
 
