@@ -7,6 +7,7 @@ that raises has changed nothing. May be imported by the server around it, and by
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -175,12 +176,9 @@ class Curriculum:
                 is_replay.append(bool(self._sampler.seen[pick]))
                 self._begin(space.id_of(pick))
             picks.append(pick)
-        yielding = list(self._sampler.hidden) if self._sampler.hidden and self._all_at_cap() and REPLAY in picks else []
-        for index in yielding:
-            self._sampler.show(index)
-        indices = self._sampler.draw(self._rng, picks)
-        for index in yielding:
-            self._sampler.hide(index)
+        cap_yields = self._sampler.hidden and self._all_at_cap() and REPLAY in picks
+        with self._sampler.all_shown() if cap_yields else contextlib.nullcontext():
+            indices = self._sampler.draw(self._rng, picks)
         new = iter(new_levels)
         levels = [next(new) if index == OUTSIDE else space.id_of(index) for index in indices]
         for pick, level in zip(picks, levels, strict=True):

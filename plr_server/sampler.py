@@ -8,9 +8,10 @@ draws bit for bit what the original would have drawn.
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -156,13 +157,8 @@ class Sampler:
         Where float64 does not tell two apart, that of the lower P_S; then the less stale; then the lower index. Only a
         sampler that `evicts` knows. Costs O(sqrt N) as a rule; O(N) where the staleness temperature is not 1.
         """
-        hidden = list(self.hidden)
-        for index in hidden:
-            self.show(index)
-        lowest = self._visible_lowest()
-        for index in hidden:
-            self.hide(index)
-        return lowest
+        with self.all_shown():
+            return self._visible_lowest()
 
     def _visible_lowest(self) -> int:
         assert self._evictions is not None  # noqa: S101  the caller asked for it
@@ -193,6 +189,16 @@ class Sampler:
         self._history.add(np.array([index]))
         if self._transform is not None:
             self._transform.replace(*self._entry(None), *self._entry(index))
+
+    @contextlib.contextmanager
+    def all_shown(self) -> Iterator[None]:
+        """Shows every hidden level while the context lasts."""
+        hidden = list(self.hidden)
+        for index in hidden:
+            self.show(index)
+        yield
+        for index in hidden:
+            self.hide(index)
 
     def _entry(self, index: int | None) -> tuple[Ints, Floats]:
         indices = np.array([] if index is None else [index], dtype=np.int64)
@@ -237,13 +243,8 @@ class Sampler:
 
     def weights(self) -> Floats:
         """Returns (N,) P_replay, hidden levels included: 0 where unseen, 0 everywhere while nothing is seen."""
-        hidden = list(self.hidden)
-        for index in hidden:
-            self.show(index)
-        weights = self._visible_weights()
-        for index in hidden:
-            self.hide(index)
-        return weights
+        with self.all_shown():
+            return self._visible_weights()
 
     def _visible_weights(self) -> Floats:
         if not self.num_seen:
