@@ -114,7 +114,9 @@ def test_every_row_is_credited_to_the_level_it_was_played_on(curriculum, monkeyp
         dones = terminations | truncations
         dummies = np.array(ended) & (mode is AutoresetMode.NEXT_STEP)
         for n in range(NUM_ENVS):
-            rows[n].append((levels[n], steps[n], dones[n], t % NUM_STEPS == 0) if not dummies[n] else (0, 0, False, None))
+            rows[n].append(
+                (levels[n], steps[n], dones[n], t % NUM_STEPS == 0) if not dummies[n] else (0, 0, False, None)
+            )
         curriculum.update_curriculum(
             {
                 "update_type": "on_demand",
@@ -168,7 +170,7 @@ def test_a_flat_update_is_the_same_as_an_on_demand_one(shared):
             shared.update(metrics)
         else:
             shared.update_on_demand({"update_type": "on_demand", "metrics": metrics})
-    levels, scores, _, seen = shared._trainer.scores()
+    _, scores, _, seen = shared._trainer.scores()
     assert seen[[7, 8]].all()
     assert scores[[7, 8]].tolist() == [1.0, 2.0]
 
