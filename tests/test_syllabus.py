@@ -7,6 +7,7 @@ import os
 import pickle
 from collections import defaultdict
 
+import faults
 import numpy as np
 import pytest
 from gymnasium.spaces import Discrete
@@ -246,6 +247,16 @@ def test_older_releases_pass_queues():
     curriculum.stop()
 
 
+def test_a_buffer_holds_tasks_ready(curriculum):
+    env = LevelTasks(LevelEnv())
+    env = GymnasiumSyncWrapper(env, env.task_space, curriculum.components, buffer_size=4)
+    for _ in range(9):
+        observation, _ = env.reset()
+        assert observation[0] == env.task
+    faults.eventually(lambda: curriculum._trainer.stats()["prefetched"] > 0, "some wait")
+    env.close()
+
+
 def test_a_task_goes_through_a_pickle_whole():
     task = pickle.loads(pickle.dumps(Task(7, 3, 12)))  # noqa: S301  our own
     assert (task, task.played, task.transitions) == (7, 3, 12)
@@ -431,6 +442,8 @@ def test_the_sync_wrapper_refuses_what_it_cannot_use(shared):
         GymnasiumSyncWrapper(env, env.task_space)
     with pytest.raises(InvalidInput, match="channels"):
         GymnasiumSyncWrapper(env, env.task_space, object())
+    with pytest.raises(InvalidInput, match="buffer_size"):
+        GymnasiumSyncWrapper(env, env.task_space, shared.components, buffer_size=0)
     with pytest.raises(InvalidInput, match="a level lasts for one episode"):
         GymnasiumSyncWrapper(env, env.task_space, shared.components, change_task_on_completion=True)
 

@@ -254,7 +254,7 @@ class GymnasiumSyncWrapper(gym.Wrapper):
             releases.
         task_space: as keyword.
         components: as keyword.
-        buffer_size: how many tasks are asked for at once; all but one are held ready, 1 to 16.
+        buffer_size: 1 asks for a task when an episode begins; with n, n - 1 are held ready. 1 to 4097.
         more: `batch_size`, `remove_keys` and `update_on_step` have no effect: envs send no steps.
 
     Raises:
@@ -278,11 +278,18 @@ class GymnasiumSyncWrapper(gym.Wrapper):
                 task_space = channel
             else:
                 raise InvalidInput("channels", "a DiscreteTaskSpace and curriculum.components", f"{channel!r:.80}")
+        if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or buffer_size < 1:
+            raise InvalidInput("buffer_size", "an integer, 1 or more", repr(buffer_size))
         if components is None:
             raise InvalidInput("components", "curriculum.components of a curriculum from here", "none")
         super().__init__(env)
         self.task_space = task_space
-        self._client = LevelClient(components.address, curriculum=components.curriculum, timeout_s=components.timeout_s)
+        self._client = LevelClient(
+            components.address,
+            curriculum=components.curriculum,
+            prefetch=buffer_size - 1,
+            timeout_s=components.timeout_s,
+        )
         self._level: int | None = None
         self._played = 0
         self._transitions = 0
