@@ -40,11 +40,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement (default: %(default)s)")
+    parser.add_argument("--prefetch", type=int, default=PREFETCH, help="levels held ready (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON; - for standard output, alone")
     parser.add_argument("--peers", action="store_true", help="measure Syllabus too; installs it where it is not")
     options = parser.parse_args()
     ours = sys.executable, "resets_ours.py"
-    contenders = {"ours": (*ours, 0), f"ours, prefetch {PREFETCH}": (*ours, PREFETCH)}
+    ahead = f"ours, prefetch {options.prefetch}"
+    contenders = {"ours": (*ours, 0), ahead: (*ours, options.prefetch)}
     if options.peers:
         contenders = {PEER: (python_of(PEERS[PEER]), "resets_syllabus.py", 1)} | contenders
     load_before = os.getloadavg()[0]
@@ -60,7 +62,7 @@ def main() -> None:
     show(rows_of(measured, list(contenders)), options)
     if options.json != "-":
         print()
-        show_asked(measured, with_peer=options.peers)
+        show_asked(measured, ahead, with_peer=options.peers)
         print(f"\nload average {load_before:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores")
 
 
@@ -101,8 +103,7 @@ def rows_of(measured: Mapping[Cell, Sequence[float]], contenders: Sequence[str])
     return rows
 
 
-def show_asked(measured: Mapping[Cell, Sequence[float]], *, with_peer: bool) -> None:
-    name = f"ours, prefetch {PREFETCH}"
+def show_asked(measured: Mapping[Cell, Sequence[float]], name: str, *, with_peer: bool) -> None:
     for num_levels in NUM_LEVELS:
 
         def median(quantity: str, contender: str, num_levels: int = num_levels) -> float:
