@@ -1,4 +1,4 @@
-"""One client's connection to the server: a lazy DEALER socket, one request at a time, sent again until answered.
+"""One client's connection to the server: a lazy DEALER socket, one request under way, sent again until answered.
 
 Used by plr_client.levels and plr_client.trainer. It knows nothing of levels or scores, never starts a thread and never
 uses a socket in a process that did not open it: after a fork the child opens its own, under a session of its own.
@@ -7,12 +7,14 @@ uses a socket in a process that did not open it: after a fork the child opens it
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import threading
 import time
 import uuid
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import zmq
@@ -35,6 +37,23 @@ GOODBYE_LINGER_MS = 200
 
 # A forked child keeps its parent's sockets alive and untouched for ever: closing them is the parent's business.
 _inherited: list[Any] = []
+
+
+@dataclasses.dataclass(slots=True)
+class Pending:
+    """A request under way.
+
+    Attributes:
+        sequence: its number in the session, and its id.
+        frames: what is sent, and sent again.
+        attempts: how often it was sent.
+        sent_s: when last, on the monotonic clock.
+    """
+
+    sequence: int
+    frames: Frames
+    attempts: int = 0
+    sent_s: float = 0.0
 
 
 class Connection:
@@ -97,16 +116,61 @@ class Connection:
             PlrError: of the class the server raised, or `ServerUnreachable` after `timeout_s`, or `MessageTooLarge`
                 before anything is sent.
         """
+        with self.exclusive():
+            return self.reply(self.send(op, args, arrays))
+
+    def exclusive(self) -> AbstractContextManager[Any]:
+        """Returns a context in which other threads wait: what is done in it meets one session, with nothing between."""
         if self._pid != os.getpid():
             if self._finalizer is not None and (detached := self._finalizer.detach()):
                 _inherited.append(detached[2])
             self._start_session()
-        with self._lock:
-            if not self._greeted:
-                hello = self._exchange("hello", {"pid": self._pid}, {})
-                self._max_frame_bytes = int(hello.result["max_frame_bytes"])
-                self._greeted = True
-            return self._exchange(op, args or {}, arrays or {})
+        return self._lock
+
+    @property
+    def session(self) -> str:
+        """Whom the server takes this client for: another after `close`, and in a forked child."""
+        return self._session
+
+    def send(
+        self, op: str, args: Mapping[str, Any] | None = None, arrays: Mapping[str, NDArray[Any]] | None = None
+    ) -> Pending:
+        """Sends a request, to be finished by `reply` before the next is sent; both in `exclusive`.
+
+        Raises:
+            PlrError: as `request`, where a hello has to go first, or the request is too large.
+        """
+        if not self._greeted:
+            hello = self.reply(self._send_numbered("hello", {"pid": self._pid}, {}))
+            self._max_frame_bytes = int(hello.result["max_frame_bytes"])
+            self._greeted = True
+        return self._send_numbered(op, args or {}, arrays or {})
+
+    def reply(self, pending: Pending) -> Reply:
+        """Waits for the reply, and sends the request again where none comes.
+
+        Raises:
+            PlrError: as `request`; `timeout_s` counts from this call on.
+        """
+        started = time.monotonic()
+        while (left_s := self.timeout_s - (time.monotonic() - started)) > 0:
+            unanswered_s = time.monotonic() - pending.sent_s
+            patience_s = FIRST_ATTEMPT_S * 2 ** (pending.attempts - 1)
+            reply = self._receive(pending.sequence, min(left_s, max(0.0, patience_s - unanswered_s)))
+            if reply is None and left_s > patience_s - unanswered_s:
+                self._hang_up()
+                self._transmit(pending)
+            elif reply is not None:
+                if reply.error is not None:
+                    raise reply.error
+                return reply
+        self._hang_up()
+        hint = (
+            "the server said it was stopping: start it again, it is found by itself"
+            if self._closing_seen
+            else "is plr-server running there? (plr-server serve --bind ADDRESS)"
+        )
+        raise ServerUnreachable(self.address, pending.attempts, time.monotonic() - started, hint)
 
     def close(self) -> None:
         """Says goodbye, so that the server takes back the levels in flight, and hangs up; again it does nothing."""
@@ -117,46 +181,32 @@ class Connection:
                 return
             self._sequence += 1
             self._socket.setsockopt(zmq.LINGER, GOODBYE_LINGER_MS)
-            self._send(self._socket, encode_request(Request(0, self._session, self._sequence, "goodbye")))
+            self._put(self._socket, encode_request(Request(0, self._session, self._sequence, "goodbye")))
             self._hang_up()
             self._greeted = False
             self._session = uuid.uuid4().hex
 
-    def _exchange(self, op: str, args: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Reply:
+    def _send_numbered(self, op: str, args: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Pending:
         sequence = self._sequence + 1
         frames = encode_request(Request(sequence, self._session, sequence, op, args, arrays, self.curriculum))
         for name, array in arrays.items():
             if array.nbytes > self._max_frame_bytes:
                 raise MessageTooLarge(name, self._max_frame_bytes, array.nbytes)
         self._sequence = sequence  # taken only by what can be sent
-        started = time.monotonic()
-        attempts = 0
-        while (left_s := self.timeout_s - (time.monotonic() - started)) > 0:
-            if attempts:
-                self._hang_up()
-            attempt_s = min(left_s, FIRST_ATTEMPT_S * 2**attempts)
-            attempts += 1
-            reply = self._attempt(frames, sequence, attempt_s)
-            if reply is not None:
-                if reply.error is not None:
-                    raise reply.error
-                return reply
-        self._hang_up()
-        hint = (
-            "the server said it was stopping: start it again, it is found by itself"
-            if self._closing_seen
-            else "is plr-server running there? (plr-server serve --bind ADDRESS)"
-        )
-        raise ServerUnreachable(self.address, attempts, time.monotonic() - started, hint)
+        pending = Pending(sequence, frames)
+        self._transmit(pending)
+        return pending
 
-    def _attempt(self, frames: Frames, request_id: int, attempt_s: float) -> Reply | None:
-        """Sends a request once and returns its reply, or None when `attempt_s` have passed without one."""
+    def _transmit(self, pending: Pending) -> None:
+        pending.attempts += 1
+        pending.sent_s = time.monotonic()
+        self._put(self._socket or self._open(), pending.frames)
+
+    def _receive(self, request_id: int, within_s: float) -> Reply | None:
+        """Returns the reply to a request, or None when `within_s` have passed without one."""
         socket = self._socket or self._open()
-        deadline = time.monotonic() + attempt_s
-        self._send(socket, frames)
-        while (left_s := deadline - time.monotonic()) > 0:
-            if not socket.poll(int(left_s * 1000) + 1):
-                return None
+        deadline = time.monotonic() + within_s
+        while socket.poll(max(0, int((deadline - time.monotonic()) * 1000) + 1)):
             reply = decode_reply(socket.recv_multipart())
             if isinstance(reply, Notice):
                 self._closing_seen |= reply.notice == "closing"
@@ -168,7 +218,7 @@ class Connection:
         return None
 
     @staticmethod
-    def _send(socket: zmq.Socket[bytes], frames: Frames) -> None:
+    def _put(socket: zmq.Socket[bytes], frames: Frames) -> None:
         with contextlib.suppress(zmq.Again):  # the queue to an absent server is full: the attempt runs out instead
             socket.send_multipart(frames, zmq.DONTWAIT)
 

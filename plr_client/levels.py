@@ -6,22 +6,32 @@ more.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from plr_client.connection import Connection
-from plr_client.errors import InvalidInput
-from plr_client.protocol import DEFAULT_CURRICULUM, MAX_LEVELS_AT_ONCE, split_payloads, unpack_payload
+from plr_client.connection import Connection, Pending
+from plr_client.errors import InvalidInput, NoLevels
+from plr_client.protocol import (
+    DEFAULT_CURRICULUM,
+    MAX_LEVELS_AT_ONCE,
+    MAX_PAYLOADS,
+    Reply,
+    split_payloads,
+    unpack_payload,
+)
 
 NO_PARENT = -1
 
+_INTEGERS = (int, np.integer)
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Assignment:
+
+class Assignment(NamedTuple):
     """One level handed to one env slot.
 
     Attributes:
@@ -55,17 +65,29 @@ class Level:
 class LevelClient:
     """Asks for levels. The connection opens with the first request, in the process that makes it.
 
+    With `prefetch`, up to so many levels wait in the client, so that `next` takes microseconds instead of a round trip.
+    More are asked for when half of them are gone, and their reply is not waited for. The price is freshness: a level
+    was chosen by the scores as they were when it was drawn, up to `prefetch` levels before it is played. A level that
+    waits is in flight. The server's stats tell how many wait (`prefetched`), and by how many pushes the scores were
+    behind when a level's turn came (`prefetch_lag_pushes`).
+
     Args:
         address: where the server listens.
         curriculum: the name of the curriculum, where the server has several.
+        prefetch: how many levels to have ready, 0 to 4096; 0 asks when a level is needed.
         timeout_s: seconds without a reply after which a request raises; above 0.
 
     Raises:
-        InvalidInput: the address, the name or the timeout is not what it must be.
+        InvalidInput: the address, the name, prefetch or the timeout is not what it must be.
     """
 
-    def __init__(self, address: str, *, curriculum: str = DEFAULT_CURRICULUM, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, address: str, *, curriculum: str = DEFAULT_CURRICULUM, prefetch: int = 0, timeout_s: float = 30.0
+    ) -> None:
         self._connection = Connection(address, curriculum=curriculum, timeout_s=timeout_s)
+        if isinstance(prefetch, bool) or not isinstance(prefetch, int) or not 0 <= prefetch <= MAX_PAYLOADS:
+            raise InvalidInput("prefetch", f"an integer from 0 to {MAX_PAYLOADS}", repr(prefetch))
+        self._ahead = _Ahead(self._connection, prefetch) if prefetch else None
 
     @property
     def address(self) -> str:
@@ -88,16 +110,17 @@ class LevelClient:
             NoLevels: the levels are payloads, and none has been inserted yet.
             ServerUnreachable: no reply within the timeout.
         """
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_LEVELS_AT_ONCE:
+        if not isinstance(k, _INTEGERS) or isinstance(k, bool) or not 1 <= k <= MAX_LEVELS_AT_ONCE:
             raise InvalidInput("k", f"an integer from 1 to {MAX_LEVELS_AT_ONCE}", repr(k))
         chosen = np.arange(k) if slots is None else np.asarray(slots)
         if chosen.shape != (k,):
             raise InvalidInput("slots", f"{k} slots, one for each level asked for", f"shape {chosen.shape}")
-        reply = self._connection.request("next", arrays={"slots": chosen})
-        columns = [reply.arrays[name].tolist() for name in ("levels", "is_replay", "train")]
-        if "payloads" in reply.arrays:
-            columns.append([unpack_payload(packed) for packed in split_payloads(reply.arrays)])
-        return [Assignment(*row) for row in zip(*columns, strict=True)]
+        if self._ahead is None:
+            return _assignments(self._connection.request("next", arrays={"slots": chosen}))
+        listed = chosen.tolist()
+        if chosen.dtype.kind not in "iu" or len(set(listed)) != k:
+            raise InvalidInput("slots", f"{k} distinct ints", f"{chosen!s:.80}")
+        return self._ahead.next(listed)
 
     def close(self) -> None:
         """Gives back the levels in flight and closes the connection; a later request opens it anew."""
@@ -110,3 +133,80 @@ class LevelClient:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Ahead:
+    """Levels drawn before they are needed.
+
+    At the server each level is held by a slot; here slots are numbered as they are needed (tickets), so that an env
+    slot may play one level while others wait for it. A ticket is used again once its level is over.
+
+    Args:
+        connection: the client's.
+        depth: how many levels to have ready, 1 or more.
+    """
+
+    def __init__(self, connection: Connection, depth: int) -> None:
+        self._connection = connection
+        self._depth = depth
+        self._start()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Ahead, (self._connection, self._depth)
+
+    def _start(self) -> None:
+        self._session = self._connection.session
+        self._ready: deque[tuple[int, Assignment]] = deque()
+        self._pending: tuple[Pending, list[int]] | None = None  # a request for more, and its tickets
+        self._playing: dict[int, int] = {}  # env slot -> ticket
+        self._over: list[int] = []  # tickets to be used again
+        self._begun: list[int] = []  # tickets whose level's turn has come since the last request
+        self._num_tickets = 0
+
+    def next(self, slots: Sequence[int]) -> list[Assignment]:
+        with self._connection.exclusive():
+            if self._session != self._connection.session:  # closed, or forked: what waited is not this session's
+                self._start()
+            self._over += [self._playing.pop(slot) for slot in slots if slot in self._playing]
+            assignments: list[Assignment] = []
+            for slot in slots:
+                if not self._ready and self._pending is not None:
+                    # What was refused then may be granted now, such as levels that have been inserted since.
+                    with contextlib.suppress(NoLevels):
+                        self._fetch()
+                if not self._ready:
+                    self._ask(len(slots) - len(assignments), ahead=False)
+                    self._fetch()
+                ticket, assignment = self._ready.popleft()
+                self._playing[slot] = ticket
+                self._begun.append(ticket)
+                assignments.append(assignment)
+            if self._pending is None and 2 * (wanted := self._depth - len(self._ready)) >= self._depth:
+                self._ask(wanted, ahead=True)
+            return assignments
+
+    def _ask(self, num: int, *, ahead: bool) -> None:
+        again, self._over = self._over[:num], self._over[num:]
+        new = range(self._num_tickets, self._num_tickets + num - len(again))
+        tickets = [*again, *new]
+        arrays = {"slots": np.array(tickets), "begun": np.array(self._begun, dtype=np.int64)}
+        self._pending = self._connection.send("next", {"ahead": ahead}, arrays), tickets
+        self._num_tickets = new.stop
+        self._begun = []
+
+    def _fetch(self) -> None:
+        """Makes the levels that were asked for ready; waits for them where it has to."""
+        assert self._pending is not None  # noqa: S101  narrows the type
+        (pending, tickets), self._pending = self._pending, None
+        try:
+            self._ready += zip(tickets, _assignments(self._connection.reply(pending)), strict=True)
+        except BaseException:
+            self._over += tickets
+            raise
+
+
+def _assignments(reply: Reply) -> list[Assignment]:
+    columns = [reply.arrays[name].tolist() for name in ("levels", "is_replay", "train")]
+    if "payloads" in reply.arrays:
+        columns.append([unpack_payload(packed) for packed in split_payloads(reply.arrays)])
+    return list(map(Assignment, *columns))

@@ -245,7 +245,12 @@ class Trainer:
         self._connection.request("set_score_function", {"python": python}, arrays)
 
     def stats(self) -> dict[str, Any]:
-        """Returns what the curriculum has done so far: the keys of `plr_server.Curriculum.stats`, and `sessions`.
+        """Returns what the curriculum has done so far, and what its clients do.
+
+        Returns:
+            The keys of `plr_server.Curriculum.stats`, and: sessions, the server's clients; prefetched, the levels that
+            wait in clients which ask ahead; prefetch_lag_pushes, by how many pushes the scores were behind, on average,
+            when the turn of such a level came (as clients report it with their next request; 0 before the first).
 
         Raises:
             ServerUnreachable: no reply within the timeout.

@@ -7,7 +7,6 @@ that raises has changed nothing. May be imported by the server around it, and by
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import math
@@ -41,6 +40,8 @@ from plr_server.rollouts import (
 from plr_server.sampler import OUTSIDE, REPLAY, Sampler
 from plr_server.scores import FUNCTION, find_episodes, score_found, strategy_named
 from plr_server.unseen import AvailableLevels
+
+_INTEGERS = (int, np.integer)
 
 
 @dataclasses.dataclass
@@ -138,29 +139,53 @@ class Curriculum:
                 raise NoLevels
         held = self._held.setdefault(holder, {})
         for slot in chosen:
-            self._end(held.pop(slot, None))
-        levels, is_replay = [], []
-        at_once = 1 if self.config.max_in_flight else k  # under a cap, what is drawn decides what can be drawn next
-        for _ in range(0, k, at_once):
-            some, some_replayed = self._draw(at_once)
-            levels += some
-            is_replay += some_replayed
+            if slot in held:
+                self._end(held.pop(slot))
+        if self.config.max_in_flight:  # what is drawn decides what can be drawn next
+            levels, is_replay = [], []
+            for _ in range(k):
+                some, some_replayed = self._draw(1)
+                levels += some
+                is_replay += some_replayed
+        else:
+            levels, is_replay = self._draw(k)
         held.update(zip(chosen, levels, strict=True))
         self._counts.replays += sum(is_replay)
+        trains = [True] * k if not self.config.robust else is_replay
         payloads = (
             [self._payload(level, packed=packed) for level in levels]
             if isinstance(space, PayloadSpace)
-            else repeat(None, k)
+            else repeat(None)
         )
-        trains_new = not self.config.robust
-        return [
-            Assignment(level, replay, replay or trains_new, payload)
-            for level, replay, payload in zip(levels, is_replay, payloads, strict=True)
-        ]
+        return list(map(Assignment, levels, is_replay, trains, payloads))
 
     def _draw(self, k: int) -> tuple[list[int], list[bool]]:
         """Draws k levels that begin now; returns them and which are replays."""
         space, replay_prob = self._space, self._replay_prob()
+        if replay_prob >= 1.0 and self.config.strategy not in ("random", "sequential"):
+            picks, is_replay, new_levels = [REPLAY] * k, [True] * k, list[int]()
+        else:
+            picks, is_replay, new_levels = self._picks(k, replay_prob)
+        if self._sampler.hidden and self._all_at_cap() and REPLAY in picks:  # the cap yields
+            with self._sampler.all_shown():
+                indices = self._sampler.draw(self._rng, picks)
+        else:
+            indices = self._sampler.draw(self._rng, picks)
+        new = iter(new_levels)
+        levels = [next(new) if index == OUTSIDE else space.id_of(index) for index in indices]
+        for pick, level in zip(picks, levels, strict=True):
+            if pick == REPLAY:
+                self._begin(level)
+        return levels, is_replay
+
+    def _picks(self, k: int, replay_prob: float) -> tuple[list[int], list[bool], list[int]]:
+        """Decides for k levels what the sampler is to do, and begins those that are not drawn by it.
+
+        Returns:
+            What `Sampler.draw` takes; which are replays; the ids of the new levels of an open space, which are OUTSIDE
+            to the sampler.
+        """
+        space = self._space
         picks, is_replay, new_levels = [], [], []
         for drawn_before in range(k):
             pick = self._pick(replay_prob, drawn_before)
@@ -176,15 +201,7 @@ class Curriculum:
                 is_replay.append(bool(self._sampler.seen[pick]))
                 self._begin(space.id_of(pick))
             picks.append(pick)
-        cap_yields = self._sampler.hidden and self._all_at_cap() and REPLAY in picks
-        with self._sampler.all_shown() if cap_yields else contextlib.nullcontext():
-            indices = self._sampler.draw(self._rng, picks)
-        new = iter(new_levels)
-        levels = [next(new) if index == OUTSIDE else space.id_of(index) for index in indices]
-        for pick, level in zip(picks, levels, strict=True):
-            if pick == REPLAY:
-                self._begin(level)
-        return levels, is_replay
+        return picks, is_replay, new_levels
 
     def _all_at_cap(self) -> bool:
         return len(self._sampler.hidden) == self._sampler.num_seen
@@ -194,6 +211,11 @@ class Curriculum:
             return None
         payload = self._space.packed(level)
         return payload if packed else unpack_payload(payload)
+
+    @property
+    def pushes(self) -> int:
+        """How many pushes have changed the scores so far."""
+        return self._counts.pushes
 
     def holds(self, holder: str) -> bool:
         """Returns whether one of the holder's slots plays a level."""
@@ -247,17 +269,14 @@ class Curriculum:
 
     def _begin(self, level: int) -> None:
         self._in_flight[level] = self._in_flight.get(level, 0) + 1
-        index = self._space.index_of(level)
         if isinstance(self._space, OpenSpace):
             self._space.begin(level)
-        else:
-            self._available.discard(index)
+        elif len(self._available):
+            self._available.discard(self._space.index_of(level))
         if self.config.max_in_flight:
-            self._hide_at_cap(level, index)
+            self._hide_at_cap(level, self._space.index_of(level))
 
-    def _end(self, level: int | None) -> None:
-        if level is None:
-            return
+    def _end(self, level: int) -> None:
         slots = self._in_flight.pop(level) - 1
         index = self._space.index_of(level)
         if index in self._sampler.hidden and slots < self.config.max_in_flight:
@@ -794,7 +813,7 @@ def _scores(scores: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 def _slots(k: int, slots: ArrayLike | None) -> Sequence[int]:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_LEVELS_AT_ONCE:
+    if not isinstance(k, _INTEGERS) or isinstance(k, bool) or not 1 <= k <= MAX_LEVELS_AT_ONCE:
         raise InvalidInput("k", f"an integer from 1 to {MAX_LEVELS_AT_ONCE}", repr(k))
     if slots is None:
         return range(k)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,11 +65,27 @@ class Session:
         peer: the transport's name for the connection it last spoke on.
         sequence: the highest sequence number applied.
         reply: the reply to it, repeated when the request comes again; None for a request that changes nothing.
+        waiting: curriculum -> slot -> how many pushes there had been when its level was drawn, for levels drawn ahead
+            whose turn has not come.
     """
 
     peer: bytes
     sequence: int = 0
     reply: Reply | None = None
+    waiting: dict[str, dict[int, int]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
+
+
+@dataclasses.dataclass(slots=True)
+class Lag:
+    """By how many pushes the scores of one curriculum were behind when a level drawn ahead had its turn.
+
+    Attributes:
+        levels: that had their turn.
+        pushes: over all of them.
+    """
+
+    levels: int = 0
+    pushes: int = 0
 
 
 class Dispatcher:
@@ -84,6 +101,7 @@ class Dispatcher:
         self, curricula: Mapping[str, Curriculum], *, max_frame_bytes: int, allow_pickle: bool = False
     ) -> None:
         self.sessions: dict[str, Session] = {}
+        self._lags = {name: Lag() for name in curricula}
         self.curricula = curricula
         self._max_frame_bytes = max_frame_bytes
         self._allow_pickle = allow_pickle
@@ -95,7 +113,7 @@ class Dispatcher:
             "levels": _levels,
         }
         self._writes: dict[str, Callable[[Curriculum, Request], Reply]] = {
-            "next": _next,
+            "next": self._next,
             "push": _push,
             "push_step": _push_step,
             "push_scores": _push_scores,
@@ -143,7 +161,9 @@ class Dispatcher:
         return any(curriculum.holds(session) for curriculum in self.curricula.values())
 
     def release(self, session: str) -> None:
-        """Takes back the levels that a vanished client's slots play; its pooled steps wait, it may come back."""
+        """Takes back the levels that a vanished client's slots hold; its pooled steps wait, it may come back."""
+        if session in self.sessions:
+            self.sessions[session].waiting.clear()
         for curriculum in self.curricula.values():
             curriculum.release(session)
 
@@ -193,21 +213,42 @@ class Dispatcher:
     def _hello(self, _curriculum: Curriculum, _request: Request) -> Reply:
         return Reply(None, {"max_frame_bytes": self._max_frame_bytes})
 
-    def _stats(self, curriculum: Curriculum, _request: Request) -> Reply:
-        return Reply(None, curriculum.stats() | {"sessions": len(self.sessions)})
+    def _stats(self, curriculum: Curriculum, request: Request) -> Reply:
+        lag = self._lags[request.curriculum]
+        clients = {
+            "sessions": len(self.sessions),
+            "prefetched": sum(len(session.waiting[request.curriculum]) for session in self.sessions.values()),
+            "prefetch_lag_pushes": lag.pushes / max(lag.levels, 1),
+        }
+        return Reply(None, curriculum.stats() | clients)
 
+    def _next(self, curriculum: Curriculum, request: Request) -> Reply:
+        fields = _fields(request, {"slots", "begun"})
+        slots = fields.get("slots", np.empty(0, dtype=np.int64))
+        begun = fields.get("begun", np.empty(0, dtype=np.int64))
+        if begun.ndim != 1 or begun.dtype.kind not in "iu":
+            raise InvalidInput("begun", "shape (m,) of integers", f"shape {begun.shape} of {begun.dtype}")
+        assignments = curriculum.sample(slots.size, slots=slots, holder=request.session, packed=True)
+        self._note_lag(curriculum, request, begun.tolist(), slots.tolist())
+        arrays = {
+            "levels": np.array([assignment.level for assignment in assignments], dtype=np.int64),
+            "is_replay": np.array([assignment.is_replay for assignment in assignments]),
+            "train": np.array([assignment.train for assignment in assignments]),
+        }
+        if assignments[0].payload is not None:
+            arrays |= join_payloads([assignment.payload for assignment in assignments])
+        return Reply(None, arrays=arrays)
 
-def _next(curriculum: Curriculum, request: Request) -> Reply:
-    slots = _fields(request, {"slots"}).get("slots", np.empty(0, dtype=np.int64))
-    assignments = curriculum.sample(slots.size, slots=slots, holder=request.session, packed=True)
-    arrays = {
-        "levels": np.array([assignment.level for assignment in assignments], dtype=np.int64),
-        "is_replay": np.array([assignment.is_replay for assignment in assignments]),
-        "train": np.array([assignment.train for assignment in assignments]),
-    }
-    if assignments[0].payload is not None:
-        arrays |= join_payloads([assignment.payload for assignment in assignments])
-    return Reply(None, arrays=arrays)
+    def _note_lag(self, curriculum: Curriculum, request: Request, begun: list[int], slots: list[int]) -> None:
+        """Counts the levels drawn ahead whose turn has come, and notes those drawn now."""
+        waiting, lag = self.sessions[request.session].waiting[request.curriculum], self._lags[request.curriculum]
+        for drawn_at in (waiting.pop(slot) for slot in begun if slot in waiting):
+            lag.levels += 1
+            lag.pushes += curriculum.pushes - drawn_at
+        for slot in slots:
+            waiting.pop(slot, None)  # the level that it held is over
+        if request.args.get("ahead"):
+            waiting.update(dict.fromkeys(slots, curriculum.pushes))
 
 
 def _push(curriculum: Curriculum, request: Request) -> Reply:

@@ -384,7 +384,7 @@ def test_the_interpreter_ends_with_open_clients_and_without_a_word(ipc):
             except ServerUnreachable:
                 print("lost")
             os.kill(int(sys.argv[2]), signal.SIGKILL)
-            used._connection._send(used._connection._socket, [b"unsent"])
+            used._connection._put(used._connection._socket, [b"unsent"])
             print("done")
             """,
             ipc,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import os
 import pickle
+import signal
+import warnings
 
 import faults
 import numpy as np
 import pytest
 
-from plr_client import Assignment, InvalidInput, LevelClient, Trainer
+from plr_client import Assignment, InvalidInput, LevelClient, NoLevels, ServerUnreachable, Trainer
 from plr_server import Config, Curriculum, launch
 
 
@@ -119,3 +124,178 @@ def test_assignments_are_values():
 
 def test_the_address_is_told(client, server):
     assert client.address == server.address
+
+
+# ---- asking ahead
+
+
+SEQUENTIAL = Config(levels=range(1000), strategy="sequential")
+
+
+def levels(assignments):
+    return [assignment.level for assignment in assignments]
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 5, 8, 64])
+def test_what_was_drawn_first_is_played_first_and_nothing_is_skipped(prefetch):
+    with launch(SEQUENTIAL) as server, LevelClient(server.address, prefetch=prefetch) as client:
+        played = []
+        for slots in itertools.islice(itertools.cycle([[0], [1, 2], [0], [3, 0, 1], list(range(9))]), 60):
+            played += levels(client.next(len(slots), slots=slots))
+        assert played == list(range(len(played)))
+        assert len(played) == 192
+
+
+@pytest.mark.parametrize("prefetch", [1, 4, 7])
+def test_slots_and_waiting_levels_are_all_that_is_ever_in_flight(prefetch):
+    with launch(SEQUENTIAL) as server, Trainer(server.address) as trainer:
+        with LevelClient(server.address, prefetch=prefetch) as client:
+            for _ in range(40):
+                client.next(2)
+                stats = trainer.stats()
+                assert 2 <= stats["in_flight"] <= 2 + prefetch
+                assert stats["prefetched"] <= prefetch
+            assert stats["draws"] <= 80 + prefetch
+        faults.eventually(lambda: trainer.stats()["in_flight"] == trainer.stats()["prefetched"] == 0, "all are back")
+
+
+def test_levels_that_wait_are_handed_to_nobody_else():
+    with launch(Config(levels=range(40))) as server:
+        clients = [LevelClient(server.address, prefetch=8) for _ in range(4)]
+        played = [level for client in clients for level in levels(client.next(2))]
+        with Trainer(server.address) as trainer:
+            assert trainer.stats()["in_flight"] == 40
+        assert len(set(played)) == 8
+        for client in clients:
+            client.close()
+
+
+def test_what_is_ready_needs_no_server():
+    with launch(SEQUENTIAL) as server, LevelClient(server.address, prefetch=8) as client, Trainer(server.address) as t:
+        client.next()
+        faults.eventually(lambda: t.stats()["draws"] == 9, "eight are on their way")
+        os.kill(server.process.pid, signal.SIGSTOP)
+        assert [levels(client.next())[0] for _ in range(8)] == list(range(1, 9))
+        os.kill(server.process.pid, signal.SIGCONT)
+        assert levels(client.next()) == [9]
+
+
+def test_the_cost_in_freshness_is_counted():
+    with launch(Config(levels=range(50), strategy="external")) as server, Trainer(server.address) as trainer:
+        client = LevelClient(server.address, prefetch=2)
+        client.next()  # asked for now; two are drawn ahead, and the next two when the first of them is begun
+        for _ in range(3):
+            trainer.push_scores([1], [0.5])
+        assert (trainer.stats()["prefetched"], trainer.stats()["prefetch_lag_pushes"]) == (2, 0.0)
+        client.next()
+        assert trainer.stats()["prefetch_lag_pushes"] == 3.0
+        trainer.push_scores([1], [0.5])
+        client.next()
+        trainer.push_scores([1], [0.5])
+        client.next()
+        # The second was drawn before all five and told of one level late, the third was drawn after three of them.
+        assert trainer.stats()["prefetch_lag_pushes"] == pytest.approx((3 + 5 + 2) / 3)
+        client.close()
+        assert trainer.stats()["prefetch_lag_pushes"] == pytest.approx((3 + 5 + 2) / 3)
+
+
+def test_a_client_that_asks_ahead_goes_on_with_a_restarted_server(bind):
+    with faults.daemon(bind, "--strategy", "sequential") as first:
+        client = LevelClient(first.address, prefetch=4, timeout_s=faults.DEADLINE_S)
+        client.next()
+        with Trainer(first.address) as trainer:
+            faults.eventually(lambda: trainer.stats()["draws"] == 5, "four are on their way")
+        first.process.send_signal(signal.SIGSTOP)
+        assert levels(client.next(2, slots=[1, 2])) == [1, 2]  # and more are asked for, in vain
+        first.kill()
+    with faults.daemon(first.address, "--strategy", "sequential"), Trainer(first.address) as trainer:
+        assert levels(client.next(2)) == [3, 4]
+        assert levels(client.next(2)) == [0, 1]
+        assert trainer.stats()["in_flight"] <= 3 + 4
+    client.close()
+
+
+def test_when_nobody_answers_it_says_so_and_goes_on_later(ipc):
+    with faults.daemon(ipc, "--strategy", "sequential") as first:
+        client = LevelClient(ipc, prefetch=2, timeout_s=0.3)
+        client.next()
+        client.next()
+        first.kill()
+    with pytest.raises(ServerUnreachable):
+        client.next(8)
+    client._connection.timeout_s = faults.DEADLINE_S
+    with faults.daemon(ipc, "--strategy", "sequential"):
+        assert len(client.next(8)) == 8
+    client.close()
+
+
+def test_a_forked_child_does_not_play_what_waits_for_its_parent():
+    with launch(SEQUENTIAL) as server, LevelClient(server.address, prefetch=4) as client:
+        assert levels(client.next()) == [0]
+        read, write = os.pipe()
+        with warnings.catch_warnings():  # Python 3.12 and newer warn where threads run
+            warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            os.write(write, bytes(levels(client.next())))
+            os._exit(0)
+        assert os.read(read, 1) == bytes([5])
+        os.waitpid(pid, 0)
+        assert levels(client.next()) == [1]
+        os.close(read)
+        os.close(write)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda client: pickle.loads(pickle.dumps(client))])  # noqa: S301
+def test_a_copy_asks_for_its_own(copied):
+    with launch(SEQUENTIAL) as server, LevelClient(server.address, prefetch=4) as client:
+        client.next()
+        with copied(client) as other:
+            assert levels(other.next()) == [5]
+        assert levels(client.next()) == [1]
+
+
+def test_closing_gives_back_what_waits_and_the_client_can_go_on():
+    with launch(SEQUENTIAL) as server, Trainer(server.address) as trainer:
+        client = LevelClient(server.address, prefetch=4)
+        client.next()
+        client.close()
+        faults.eventually(lambda: trainer.stats()["in_flight"] == 0, "the levels are back")
+        assert levels(client.next()) == [5]
+        client.close()
+
+
+def test_a_refusal_of_what_was_asked_for_ahead_is_asked_again():
+    config = Config(levels="payloads", capacity=8, replay_prob=0.5)
+    with (
+        launch(config) as server,
+        LevelClient(server.address, prefetch=2) as client,
+        Trainer(server.address) as trainer,
+    ):
+        with pytest.raises(NoLevels):
+            client.next()
+        trainer.insert([{"walls": 3}, "b"])
+        assert client.next()[0].payload in ({"walls": 3}, "b")
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_change_nothing_where_levels_wait(server, trainer, name):
+    arguments, message = BAD[name]
+    with LevelClient(server.address, prefetch=2) as client:
+        client.next(2)
+        faults.eventually(lambda: trainer.stats()["prefetched"] == 2, "two wait")
+        before = faults.seen_from_outside(trainer)
+        with pytest.raises(InvalidInput) as raised:
+            client.next(**arguments)
+        assert str(raised.value) == message.replace(
+            "an array of bool, integers or floats, got dtype <U1", "1 distinct ints, got ['a']"
+        )
+        assert faults.same(faults.seen_from_outside(trainer), before)
+    faults.eventually(lambda: trainer.stats()["prefetched"] == 0, "they are back")
+
+
+@pytest.mark.parametrize("prefetch", [-1, 4097, 1.0, True, "4", None])
+def test_prefetch_is_a_number_of_levels(prefetch):
+    with pytest.raises(InvalidInput) as raised:
+        LevelClient("tcp://127.0.0.1:1", prefetch=prefetch)
+    assert str(raised.value) == f"prefetch: expected an integer from 0 to 4096, got {prefetch!r}"

@@ -60,7 +60,7 @@ def pipe_envs(make: list[Callable[[], gym.Env]], mode: AutoresetMode, **kwargs: 
 
 
 def build(
-    address: str, kind: Any, mode: AutoresetMode, arrangement: str, n: int = N, **env_kwargs: Any
+    address: str, kind: Any, mode: AutoresetMode, arrangement: str, n: int = N, prefetch: int = 0, **env_kwargs: Any
 ) -> LevelReplayVector:
     """Returns n wrapped LevelEnvs; the arrangement is "inside" (LevelReplay in each sub-env) or "bare"."""
 
@@ -68,9 +68,9 @@ def build(
         return LevelEnv(**env_kwargs)
 
     def inside() -> gym.Env:
-        return LevelReplay(LevelEnv(**env_kwargs), address)
+        return LevelReplay(LevelEnv(**env_kwargs), address, prefetch=prefetch)
 
-    return LevelReplayVector(kind([bare if arrangement == "bare" else inside] * n, mode), address)
+    return LevelReplayVector(kind([bare if arrangement == "bare" else inside] * n, mode), address, prefetch=prefetch)
 
 
 def native(address: str, mode: AutoresetMode, n: int = N) -> LevelReplayVector:
@@ -160,13 +160,24 @@ KINDS = {"sync": sync_envs, "async": async_envs, "pipe": pipe_envs}
 
 @pytest.mark.parametrize("mode", AutoresetMode)
 @pytest.mark.parametrize(
-    ("kind", "arrangement"),
-    [(kind, arrangement) for kind in KINDS for arrangement in ("inside", "bare")] + [("native", "bare")],
+    ("kind", "arrangement", "prefetch"),
+    [
+        *((kind, arrangement, 0) for kind in KINDS for arrangement in ("inside", "bare")),
+        ("native", "bare", 0),
+        ("async", "inside", 3),
+        ("sync", "bare", 5),
+    ],
 )
-def test_every_row_is_credited_to_its_level_and_none_is_lost(mode: AutoresetMode, kind: str, arrangement: str) -> None:
+def test_every_row_is_credited_to_its_level_and_none_is_lost(
+    mode: AutoresetMode, kind: str, arrangement: str, prefetch: int
+) -> None:
     with launch(CONFIG) as server:
         address = server.address
-        envs = native(address, mode) if kind == "native" else build(address, KINDS[kind], mode, arrangement)
+        envs = (
+            native(address, mode)
+            if kind == "native"
+            else build(address, KINDS[kind], mode, arrangement, prefetch=prefetch)
+        )
         assert envs.metadata["autoreset_mode"] is mode
         drive = Drive(envs)
         for block in BLOCKS:

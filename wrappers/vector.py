@@ -74,13 +74,18 @@ class LevelReplayVector(VectorWrapper):
         envs: the vector env.
         address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
         curriculum: the name of the curriculum, where the server has several; `LevelReplay` has its own argument.
+        prefetch: for bare sub-envs, how many levels to have ready for all of them together (N is a good choice), so
+            that a step does not wait for a round trip: see `plr_client.LevelClient`. `LevelReplay` has its own.
 
     Raises:
         InvalidInput: some sub-envs have a `LevelReplay` and others not, bare sub-envs sit under other vector wrappers,
-            `envs` does not tell its autoreset mode, or the address is not an ipc or tcp address.
+            `envs` does not tell its autoreset mode, the address is not an ipc or tcp address, or prefetch is not an
+            integer from 0 to 4096.
     """
 
-    def __init__(self, envs: VectorEnv, address: str, *, curriculum: str = DEFAULT_CURRICULUM) -> None:
+    def __init__(
+        self, envs: VectorEnv, address: str, *, curriculum: str = DEFAULT_CURRICULUM, prefetch: int = 0
+    ) -> None:
         super().__init__(envs)
         try:
             self._mode = AutoresetMode(envs.metadata.get("autoreset_mode"))
@@ -102,7 +107,7 @@ class LevelReplayVector(VectorWrapper):
         self.scored: Bools = np.zeros(envs.num_envs, np.bool_)
         self.valid: Bools = np.zeros(envs.num_envs, np.bool_)
         self._rollout = _Rollout(envs.num_envs)
-        self._client = LevelClient(address, curriculum=curriculum)
+        self._client = LevelClient(address, curriculum=curriculum, prefetch=prefetch)
         self._trainer = Trainer(address, curriculum=curriculum)
 
     def reset(
