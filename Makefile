@@ -5,7 +5,12 @@ BIN := .venv/bin
 # the long series of draws (test_..._follow_...): pinned sequences show that the draws are the same.
 NUMERICAL := curriculum golden_over_the_wire level_space order protocol rollouts sampler scores trainer unseen
 
-.PHONY: demo test test-slow lint types bench bench-peers clean
+# An environment each, for they cannot live together: RLlib holds Gymnasium at 1.2.2, DI-engine numpy below 2.
+TORCH := cleanrl pettingzoo sb3 syllabus
+RLLIB := ray rllib
+DI_ENGINE := di_engine
+
+.PHONY: demo test test-slow test-integrations lint types bench bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/python examples/minigrid_demo.py
@@ -16,6 +21,12 @@ test: .venv/dev .venv-numpy2/dev
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
+
+# The real trainers; Python 3.11 or 3.12.
+test-integrations: .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev
+	.venv-torch/bin/python -m pytest $(TORCH:%=tests/integrations/test_%.py)
+	.venv-rllib/bin/python -m pytest $(RLLIB:%=tests/integrations/test_%.py)
+	.venv-di_engine/bin/python -m pytest $(DI_ENGINE:%=tests/integrations/test_%.py)
 
 lint: .venv/dev
 	$(BIN)/ruff check
@@ -47,9 +58,14 @@ bench-peers: .venv/dev
 	.venv-numpy2/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' 'numpy>=2'
 	touch $@
 
-.venv/bin/python .venv-numpy2/bin/python:
+.venv-torch/dev .venv-rllib/dev .venv-di_engine/dev: .venv-%/dev: tests/integrations/%.txt pyproject.toml | .venv-%/bin/python
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(patsubst %,%/bin/python,.venv .venv-numpy2 .venv-torch .venv-rllib .venv-di_engine):
 	$(PYTHON) -m venv $(@D:/bin=)
 
 clean:
-	rm -rf .venv .venv-numpy2 .venv-syllabus .venv-di-engine .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

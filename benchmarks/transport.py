@@ -3,6 +3,7 @@
 Over ipc and tcp, in interleaved rounds of one run (each measures everything once, so that a busy machine hits all):
 
   next(1), next(64)  a round trip at the caller, p50 and p99 in µs; 200 levels, all seen
+  next(1) ahead      the same with prefetch=8, so that most calls send nothing and none should wait
   push               blocks of 256 x 64 float32, in steps/s
   push_step          one step of 64 envs, p50 and p99 in µs at the caller
   bare ROUTER        the same frames answered by a small header: the floor of the transport
@@ -30,6 +31,7 @@ from plr_server import Config, launch
 
 NUM_STEPS, NUM_COLUMNS, NUM_LEVELS = 256, 64, 200
 ROUND_TRIPS, PUSHES = 1_000, 20
+PREFETCH, EPISODE_S = 8, 100e-6  # an episode of ten steps of 10 µs between two calls
 
 
 def main() -> None:
@@ -45,10 +47,11 @@ def main() -> None:
                 launch(Config(levels=range(NUM_LEVELS)), ours) as server,
                 bare_router(bare) as bare_socket,
                 LevelClient(server.address) as client,
+                LevelClient(server.address, prefetch=PREFETCH) as ahead,
                 Trainer(server.address) as trainer,
             ):
                 for _ in range(options.rounds):
-                    for name, value in one_round(client, trainer, bare_socket):
+                    for name, value in one_round(client, ahead, trainer, bare_socket):
                         measured[name].append(value)
             rows += table(transport, measured)
     show(rows, options)
@@ -63,7 +66,9 @@ def table(transport: str, measured: dict[str, list[float]]) -> list[Row]:
     return rows
 
 
-def one_round(client: LevelClient, trainer: Trainer, bare: zmq.Socket[bytes]) -> Iterator[tuple[str, float]]:
+def one_round(
+    client: LevelClient, ahead: LevelClient, trainer: Trainer, bare: zmq.Socket[bytes]
+) -> Iterator[tuple[str, float]]:
     rng = np.random.default_rng(0)
     shape = (NUM_STEPS, NUM_COLUMNS)
     dones = rng.random(shape) < 1 / 75  # about 220 episodes in a block
@@ -84,6 +89,7 @@ def one_round(client: LevelClient, trainer: Trainer, bare: zmq.Socket[bytes]) ->
         asked = frames("next", slots=np.arange(k))
         yield from percentiles(f"bare ROUTER, next({k})", lambda asked=asked: ask_bare(asked))
         yield from percentiles(f"next({k})", lambda k=k: client.next(k))
+    yield from percentiles("next(1) ahead", ahead.next, pause_s=EPISODE_S)
     pushed = frames("push", **dict(zip(names, block, strict=True)))
     yield "bare ROUTER, push 256 x 64, steps", steps_per_second(lambda: ask_bare(pushed))
     yield "push 256 x 64, steps", steps_per_second(lambda: trainer.push(*block))
@@ -92,12 +98,15 @@ def one_round(client: LevelClient, trainer: Trainer, bare: zmq.Socket[bytes]) ->
     yield from percentiles("push_step of 64 envs", lambda: trainer.push_step(*step))
 
 
-def percentiles(name: str, call: Callable[[], object]) -> list[tuple[str, float]]:
+def percentiles(name: str, call: Callable[[], object], pause_s: float = 0.0) -> list[tuple[str, float]]:
     times_us = np.empty(ROUND_TRIPS)
     for i in range(ROUND_TRIPS):
         started = time.perf_counter()
         call()
-        times_us[i] = 1e6 * (time.perf_counter() - started)
+        stopped = time.perf_counter()
+        times_us[i] = 1e6 * (stopped - started)
+        while time.perf_counter() < stopped + pause_s:
+            pass
     return [(f"{name}, p{q}", float(np.percentile(times_us, q))) for q in (50, 99)]
 
 

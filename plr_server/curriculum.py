@@ -171,9 +171,12 @@ class Curriculum:
                 indices = self._sampler.draw(self._rng, picks)
         else:
             indices = self._sampler.draw(self._rng, picks)
-        new = iter(new_levels)
-        levels = [next(new) if index == OUTSIDE else space.id_of(index) for index in indices]
-        for pick, level in zip(picks, levels, strict=True):
+        if new_levels:
+            new = iter(new_levels)
+            levels = [next(new) if index == OUTSIDE else space.id_of(index) for index in indices]
+        else:
+            levels = list(map(space.id_of, indices))
+        for pick, level in zip(picks, levels):  # noqa: B905  of one length; this is where the time of a draw goes
             if pick == REPLAY:
                 self._begin(level)
         return levels, is_replay
@@ -268,11 +271,12 @@ class Curriculum:
         return in_flight[int(self._rng.random() * len(in_flight))]
 
     def _begin(self, level: int) -> None:
-        self._in_flight[level] = self._in_flight.get(level, 0) + 1
-        if isinstance(self._space, OpenSpace):
-            self._space.begin(level)
-        elif len(self._available):
+        in_flight = self._in_flight
+        in_flight[level] = in_flight.get(level, 0) + 1
+        if self._available:
             self._available.discard(self._space.index_of(level))
+        elif isinstance(self._space, OpenSpace):
+            self._space.begin(level)
         if self.config.max_in_flight:
             self._hide_at_cap(level, self._space.index_of(level))
 
@@ -637,8 +641,7 @@ class Curriculum:
             seen, keep**count * self._sampler.scores[unique], 0.0
         )
         if not isinstance(self._space, OpenSpace):
-            for index in unique[~seen].tolist():
-                self._available.discard(index)
+            self._available.discard_all(unique[~seen])
         self._sampler.set_scores(unique, new)
         if self.config.max_in_flight:
             for index in unique[~seen].tolist():

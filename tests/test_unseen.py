@@ -18,3 +18,15 @@ def test_selection_by_order_is_that_of_a_sorted_list(start, changes):
     assert len(levels) == len(inside)
     assert [levels.select(rank) for rank in range(len(levels))] == sorted(inside)
     assert [index in levels for index in range(len(start))] == [index in inside for index in range(len(start))]
+
+
+@given(
+    st.sets(st.integers(0, 1999)), st.integers(0, 5), st.lists(st.sets(st.integers(0, 1999), max_size=40), max_size=4)
+)
+def test_many_are_taken_out_as_one_by_one(start, few, taken):
+    levels = AvailableLevels(np.isin(np.arange(2000), list(start)))
+    for indices in [set(range(few)), *taken]:  # few enough to be taken out one by one, and too many for that
+        levels.discard_all(np.array(sorted(indices), dtype=np.int64))
+        start -= indices
+    assert [levels.select(rank) for rank in range(len(levels))] == sorted(start)
+    assert [index in levels for index in range(2000)] == [index in start for index in range(2000)]
