@@ -77,7 +77,7 @@ def sb3_uniform(_: str, num_updates: int, after_update: Callable[[], None]) -> N
 
 
 def sb3_plr(address: str, num_updates: int, after_update: Callable[[], None]) -> None:
-    envs = [lambda: LevelReplay(make_env(), address)] * NUM_ENVS
+    envs = [lambda: LevelReplay(make_env(), address, prefetch=4)] * NUM_ENVS
     sb3_train(envs, num_updates, after_update, LevelReplayCallback(address))
 
 

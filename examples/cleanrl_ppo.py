@@ -115,7 +115,7 @@ def train(args: Args, address: str) -> None:  # noqa: PLR0915  from top to botto
     if is_procgen:
         envs = ProcgenVector(args.env_id.removeprefix("procgen:"), args.num_envs)
     else:
-        envs = SyncVectorEnv([lambda: LevelReplay(make_env(args.env_id), address)] * args.num_envs)  # PLR
+        envs = SyncVectorEnv([lambda: LevelReplay(make_env(args.env_id), address, prefetch=4)] * args.num_envs)  # PLR
     envs = plr = LevelReplayVector(envs, address)  # PLR
     trainer = Trainer(address)  # PLR
     envs = statistics = RecordEpisodeStatistics(envs)
