@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from pathlib import Path
 
@@ -475,6 +476,78 @@ def test_an_episode_begun_without_a_reset_is_refused(run):
 def test_a_wrong_address_is_refused_at_once():
     with pytest.raises(InvalidInput, match="address"):
         LevelReplayCallback("localhost:5555")
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "sb3.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", SNIPPETS, ids=["first", "robust"])
+def test_what_the_page_shows_runs_as_it_stands(code):
+    scope = {}
+    exec(compile(code, "docs/sb3.md", "exec"), scope)  # noqa: S102  it is our own
+    assert scope["model"].num_timesteps == 4096
+
+
+def test_the_buffer_on_the_page_hands_out_replayed_rows_only():
+    """Ground truth is what each env says of itself; a row's truth travels through the buffer as its return."""
+    definitions = SNIPPETS[1].split("with launch")[0]
+    scope = {}
+    exec(compile(definitions, "docs/sb3.md", "exec"), scope)  # noqa: S102  it is our own
+    handed_out, masks = [], []
+
+    class Checked(scope["ReplayedRows"]):
+        def get(self, batch_size=None):
+            for batch in super().get(batch_size):
+                handed_out.append(batch.returns.numpy())
+                yield batch
+
+    class Said(BaseCallback):
+        def _on_rollout_start(self):
+            self.said = [self.training_env.get_attr("train")]
+
+        def _on_step(self):
+            self.said.append(self.training_env.get_attr("train"))
+            return True
+
+        def _on_rollout_end(self):
+            train = np.array(self.said[:-1])
+            np.testing.assert_array_equal(scope["callback"].train_mask, train)
+            self.model.rollout_buffer.returns[:] = train
+            masks.append(train)
+
+    with launch(curriculum(robust=True, replay_schedule="fixed")) as server:
+        envs = DummyVecEnv([lambda: LevelReplay(LevelEnv(), server.address)] * 3)
+        scope["callback"] = LevelReplayCallback(server.address)
+        model = agent(scope["RobustPPO"], envs, rollout_buffer_class=Checked)
+        model.learn(16 * 3 * 10, callback=[scope["callback"], Said()])
+        envs.close()
+    assert (np.concatenate(handed_out) == 1.0).all()
+    assert len(np.concatenate(handed_out)) >= 48 * 5
+    assert 100 < np.sum(masks) < 380
+
+
+class IntegerRewards(LevelEnv):
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, 0, *rest
+
+
+def test_sb3_cuts_the_bootstrap_of_integer_rewards_in_subproc_vec_env_and_the_scores_follow(run):
+    """The trap that the page warns of; should this fail, SB3 has mended it."""
+    rewards = []
+
+    def watch(truth, levels, steps, dones):  # noqa: ARG001
+        truncated = dones & np.vectorize(lambda level: episode_of(level)[1])(levels)
+        rewards.append((truth.model.rollout_buffer.rewards[truncated], np.array(truth.final_values)[truncated]))
+
+    envs = SubprocVecEnv([lambda: LevelReplay(IntegerRewards(), run)])
+    train(agent(PPO, envs, n_steps=64), run, 64, watch=watch)
+    envs.close()
+    (given, final_values), *_ = rewards
+    assert len(given) > 3
+    np.testing.assert_array_equal(given, np.trunc(GAMMA * final_values))
+    assert (abs(GAMMA * final_values) > 0.01).all()
 
 
 def test_the_example_trains():
