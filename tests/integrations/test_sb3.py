@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -26,9 +27,9 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from plr_client import InvalidInput, Trainer
+from plr_client import InvalidInput, MissingDependency, Trainer
 from plr_server import Config, launch
-from wrappers import LevelReplay
+from wrappers import LevelReplay, sb3
 from wrappers.sb3 import LevelReplayCallback
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -476,6 +477,12 @@ def test_an_episode_begun_without_a_reset_is_refused(run):
 def test_a_wrong_address_is_refused_at_once():
     with pytest.raises(InvalidInput, match="address"):
         LevelReplayCallback("localhost:5555")
+
+
+def test_without_sb3_the_import_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "stable_baselines3.common.callbacks", None)
+    with pytest.raises(MissingDependency, match=r"stable-baselines3, .* pip install 'plr-server\[sb3\]'"):
+        runpy.run_path(sb3.__file__)
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sb3.md").read_text()
