@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO on MiniGrid: the five lines marked PLR are all that the curriculum asks of the script.
+"""Stable-Baselines3's PPO on MiniGrid: the six lines marked PLR are all that the curriculum asks of the script.
 
 pip install 'plr-server[sb3,minigrid]'
 """
@@ -15,7 +15,7 @@ from minigrid.wrappers import ImgObsWrapper
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from plr_client import Trainer
+from plr_client import Trainer  # for the summary at the end
 from plr_server import Config, launch  # PLR
 from wrappers import LevelReplay  # PLR
 from wrappers.sb3 import LevelReplayCallback  # PLR
@@ -32,7 +32,7 @@ def make_env(address: str) -> gym.Env:
 
 def train(timesteps: int, num_envs: int = 8, verbose: int = 0) -> dict:
     """Returns what the server has counted."""
-    with launch(Config(levels=range(200), gamma=GAMMA, gae_lambda=GAE_LAMBDA)) as server:  # or plr-server serve
+    with launch(Config(levels=range(200), gamma=GAMMA, gae_lambda=GAE_LAMBDA)) as server:  # PLR
         envs = VecMonitor(DummyVecEnv([partial(make_env, server.address)] * num_envs))
         model = PPO("MlpPolicy", envs, n_steps=128, gamma=GAMMA, gae_lambda=GAE_LAMBDA, verbose=verbose, device="cpu")
         model.learn(timesteps, callback=LevelReplayCallback(server.address))  # PLR
