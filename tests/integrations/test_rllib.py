@@ -1,0 +1,203 @@
+"""wrappers/rllib.py: PPO trains for real, and every step it learnt from reaches the right level, once.
+
+The level is read from the observations that the learners were given, and compared with what was pushed.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.tune.registry import register_env
+from rllib_recording import RecordingLearner, ShowsLevel, length_of, load
+
+from plr_client import InvalidInput, MissingField, Trainer
+from plr_server import Config, launch
+from wrappers import LevelReplay
+from wrappers.rllib import LevelReplayPPOTorchLearner
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's and RLlib's own, dozens of them, at every import and start
+
+GAMMA, LAMBDA = 0.9, 0.8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # Ray's processes find the modules of the tests
+    ray.init("local", num_cpus=8, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
+    register_env(
+        "levels",
+        lambda context: LevelReplay(ShowsLevel(context["shortest"], context["longest"]), context["address"]),
+    )
+    register_env("no levels", lambda context: ShowsLevel(3, 5))
+    yield
+    ray.shutdown()
+
+
+def config_of(address, env_config, *, learner_class=RecordingLearner, env="levels", **learner_config):
+    return (
+        PPOConfig()
+        .environment(env, env_config=env_config | {"address": address})
+        .env_runners(num_env_runners=0, num_envs_per_env_runner=3)
+        .fault_tolerance(restart_failed_env_runners=False)  # else RLlib swallows what an env raises
+        .learners(learner_class=learner_class, learner_config_dict={"plr_address": address} | learner_config)
+        .training(gamma=GAMMA, lambda_=LAMBDA, num_epochs=1, minibatch_size=64, lr=1e-3)
+        .rl_module(model_config={"fcnet_hiddens": [16], "vf_share_layers": False})
+        .debugging(seed=3)
+    )
+
+
+def train(config, iterations):
+    algorithm = config.build_algo()
+    try:
+        for _ in range(iterations):
+            algorithm.train()
+    finally:
+        algorithm.stop()
+
+
+def seen_rows(seen):
+    """Counts (level, reward, V, logits) of every step that the learners were given, the level from the observation."""
+    rows = collections.Counter()
+    for _, chunks in seen:
+        for chunk in chunks:
+            levels = chunk["observations"][:, 0].astype(int)
+            assert len(set(levels.tolist())) == 1
+            for t in range(len(chunk["rewards"])):
+                rows[row(levels[t], chunk["rewards"][t], chunk["values"][t], chunk["logits"][t])] += 1
+    return rows
+
+
+def pushed_rows(pushed):
+    rows = collections.Counter()
+    for _, block in pushed:
+        for t, n in np.argwhere(block["valid"]):
+            rows[row(*(block[name][t, n] for name in ("levels", "rewards", "values", "logits")))] += 1
+    return rows
+
+
+def row(level, reward, value, logits):
+    return int(level), round(float(reward), 4), round(float(value), 3), tuple(np.round(logits, 4).tolist())
+
+
+def mean_magnitude(rewards, values, *, terminated):
+    """The mean |A| of T steps by the equations, one after the other; values (T + 1,)."""
+    total, carried = 0.0, 0.0
+    for t in reversed(range(len(rewards))):
+        bootstrap = 0.0 if terminated and t == len(rewards) - 1 else values[t + 1]
+        carried = rewards[t] + GAMMA * bootstrap - values[t] + GAMMA * LAMBDA * carried
+        total += abs(carried)
+    return total / len(rewards)
+
+
+def joined(chunks):
+    """Joins chunks of one episode in order: level, rewards (T,), values (T + 1,), terminated, done."""
+    chunks = sorted(chunks, key=lambda chunk: chunk["start"])
+    for before, after in zip(chunks, chunks[1:], strict=False):
+        assert before["start"] + len(before["rewards"]) == after["start"]
+    values = np.concatenate([chunk["values"][:-1] for chunk in chunks] + [chunks[-1]["values"][-1:]])
+    last = chunks[-1]
+    return (
+        int(last["observations"][0, 0]),
+        np.concatenate([chunk["rewards"] for chunk in chunks]).astype(float),
+        values.astype(float),
+        last["terminated"],
+        last["terminated"] or last["truncated"],
+    )
+
+
+def expected_scores(seen, partial):
+    """{level: score}, for levels whose last scores came one in an update, so that their order does not matter."""
+    parts = collections.defaultdict(list)
+    for update, chunks in seen:
+        for chunk in chunks:
+            key = (chunk["episode"], update if partial == "commit" else 0)
+            parts[key].append((update, chunk))
+    scored = collections.defaultdict(list)
+    for part in parts.values():
+        level, rewards, values, terminated, done = joined([chunk for _, chunk in part])
+        if done or partial == "commit":
+            scored[level].append((max(update for update, _ in part), mean_magnitude(rewards, values, terminated=terminated)))
+    last = {}
+    for level, found in scored.items():
+        found.sort()
+        if len(found) == 1 or found[-2][0] < found[-1][0]:
+            last[level] = found[-1][1]
+    return last, len(scored)
+
+
+def check_scores(address, seen, partial, at_least):
+    expected, scored = expected_scores(seen, partial)
+    with Trainer(address) as trainer:
+        ids, scores, _, known = trainer.scores()
+    assert known.sum() == scored
+    assert len(expected) >= at_least
+    table = dict(zip(ids.tolist(), scores.tolist(), strict=True))
+    for level, score in expected.items():
+        assert table[level] == pytest.approx(score, rel=1e-3, abs=1e-5)
+
+
+def test_several_env_runners_cut_episodes_and_the_scores_are_those_of_the_equations(tmp_path):
+    curriculum = Config(levels=range(400), gamma=GAMMA, gae_lambda=LAMBDA, replay_prob=0.3)
+    with launch(curriculum) as server, Trainer(server.address) as trainer:
+        config = config_of(server.address, {"shortest": 1, "longest": 30}, records=str(tmp_path))
+        config.env_runners(num_env_runners=2, rollout_fragment_length=11).training(train_batch_size_per_learner=200)
+        train(config, 4)
+        seen, pushed = load(tmp_path, "seen"), load(tmp_path, "pushed")
+        rows = seen_rows(seen)
+        print(rows.total(), len({level for level, *_ in rows}), trainer.stats())
+        assert rows.total() >= 800
+        assert len({level for level, *_ in rows}) >= 30
+        assert min(level for level, *_ in rows) >= 0  # each was assigned
+        assert pushed_rows(pushed) == rows
+        assert len(pushed) == len(seen) == 4
+        assert trainer.stats()["steps"] == rows.total()
+        assert any(chunk["start"] for _, chunks in seen for chunk in chunks)
+        check_scores(server.address, seen, "commit", at_least=30)
+
+
+def test_two_learners_share_episodes_and_stitch_sees_them_whole(tmp_path):
+    curriculum = Config(levels=range(60), gamma=GAMMA, gae_lambda=LAMBDA, replay_prob=0.5, partial="stitch")
+    with launch(curriculum) as server, Trainer(server.address) as trainer:
+        config = config_of(server.address, {"shortest": 40, "longest": 150}, records=str(tmp_path))
+        config.env_runners(num_env_runners=2, num_envs_per_env_runner=2, rollout_fragment_length=20)
+        config.learners(num_learners=2).training(train_batch_size_per_learner=80)
+        train(config, 10)
+        seen, pushed = load(tmp_path, "seen"), load(tmp_path, "pushed")
+        rows = seen_rows(seen)
+        print(rows.total(), len({level for level, *_ in rows}), trainer.stats())
+        assert rows.total() >= 1600
+        assert pushed_rows(pushed) == rows
+        assert len(pushed) == 10  # one learner for both
+        assert len(seen) == 20
+        assert trainer.stats()["steps"] == rows.total()
+        dealt = collections.defaultdict(set)
+        for i, (_, chunks) in enumerate(seen):
+            for chunk in chunks:
+                dealt[chunk["episode"]].add(i)
+        assert sum(len(learners) > 2 for learners in dealt.values()) >= 10  # long episodes, dealt out in pieces
+        check_scores(server.address, seen, "stitch", at_least=8)
+
+
+def test_a_remote_learner_with_memory(tmp_path):
+    curriculum = Config(levels=range(50), gamma=GAMMA, gae_lambda=LAMBDA)
+    with launch(curriculum) as server, Trainer(server.address) as trainer:
+        config = config_of(server.address, {"shortest": 5, "longest": 60}, records=str(tmp_path))
+        config.learners(num_learners=1).training(train_batch_size_per_learner=100)
+        config.rl_module(model_config={"use_lstm": True, "max_seq_len": 8, "lstm_cell_size": 8, "fcnet_hiddens": [8]})
+        train(config, 3)
+        seen, pushed = load(tmp_path, "seen"), load(tmp_path, "pushed")
+        for _, chunks in seen:  # V has a memory here: it cannot be had from an observation alone
+            for chunk in chunks:
+                chunk["values"] = np.zeros(len(chunk["rewards"]) + 1)
+        for _, block in pushed:
+            assert len(np.unique(block["values"][block["valid"]])) > 50
+            block["values"][:] = 0
+        assert pushed_rows(pushed) == seen_rows(seen)
+        assert trainer.stats()["steps"] == seen_rows(seen).total() >= 300
