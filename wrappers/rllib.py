@@ -157,7 +157,7 @@ class _PushChunks(ConnectorV2):
         chunks: list[_Chunk] = shared_data[_CHUNKS]
         fields = batch[DEFAULT_MODULE_ID]
         with torch.no_grad():
-            values = rl_module[DEFAULT_MODULE_ID].compute_values(fields)
+            values = rl_module[DEFAULT_MODULE_ID].unwrapped().compute_values(fields)
         lengths = [chunk.steps + 1 for chunk in chunks]  # RLlib has appended a step to each, for V after the last
         after = np.cumsum(lengths)[:-1]
         for chunk, value, reward in zip(

@@ -6,6 +6,7 @@ observations) and what it pushed.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import pickle
 import uuid
@@ -106,7 +107,7 @@ class _Write(ConnectorV2):
     def __call__(self, *, rl_module: Any, batch: Any, **_: Any) -> Any:
         import torch
 
-        module = rl_module[DEFAULT_MODULE_ID]
+        module = rl_module[DEFAULT_MODULE_ID].unwrapped()
         if not module.is_stateful():
             with torch.no_grad():
                 for chunk in self._look.chunks:
@@ -124,3 +125,27 @@ def _save(folder: Path, kind: str, update: int, what: Any) -> None:
 def load(folder: Path, kind: str) -> list[tuple[int, Any]]:
     """Returns what was written with the number of the update, in time order; in one update every learner writes."""
     return [pickle.loads(path.read_bytes()) for path in sorted(folder.glob(f"{kind}-*"))]
+
+
+def seen_rows(seen):
+    """Counts (level, reward, V, logits) of every step that the learners were given, the level from the observation."""
+    rows = collections.Counter()
+    for _, chunks in seen:
+        for chunk in chunks:
+            levels = chunk["observations"][:, 0].astype(int)
+            assert len(set(levels.tolist())) == 1
+            for t in range(len(chunk["rewards"])):
+                rows[row(levels[t], chunk["rewards"][t], chunk["values"][t], chunk["logits"][t])] += 1
+    return rows
+
+
+def pushed_rows(pushed):
+    rows = collections.Counter()
+    for _, block in pushed:
+        for t, n in np.argwhere(block["valid"]):
+            rows[row(*(block[name][t, n] for name in ("levels", "rewards", "values", "logits")))] += 1
+    return rows
+
+
+def row(level, reward, value, logits):
+    return int(level), round(float(reward), 4), round(float(value), 3), tuple(np.round(logits, 4).tolist())

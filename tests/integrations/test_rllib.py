@@ -15,7 +15,7 @@ import pytest
 import ray
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.tune.registry import register_env
-from rllib_recording import RecordingLearner, ShowsLevel, length_of, load
+from rllib_recording import RecordingLearner, ShowsLevel, load, pushed_rows, seen_rows
 
 from plr_client import InvalidInput, MissingField, Trainer
 from plr_server import Config, launch
@@ -60,30 +60,6 @@ def train(config, iterations):
             algorithm.train()
     finally:
         algorithm.stop()
-
-
-def seen_rows(seen):
-    """Counts (level, reward, V, logits) of every step that the learners were given, the level from the observation."""
-    rows = collections.Counter()
-    for _, chunks in seen:
-        for chunk in chunks:
-            levels = chunk["observations"][:, 0].astype(int)
-            assert len(set(levels.tolist())) == 1
-            for t in range(len(chunk["rewards"])):
-                rows[row(levels[t], chunk["rewards"][t], chunk["values"][t], chunk["logits"][t])] += 1
-    return rows
-
-
-def pushed_rows(pushed):
-    rows = collections.Counter()
-    for _, block in pushed:
-        for t, n in np.argwhere(block["valid"]):
-            rows[row(*(block[name][t, n] for name in ("levels", "rewards", "values", "logits")))] += 1
-    return rows
-
-
-def row(level, reward, value, logits):
-    return int(level), round(float(reward), 4), round(float(value), 3), tuple(np.round(logits, 4).tolist())
 
 
 def mean_magnitude(rewards, values, *, terminated):
@@ -147,7 +123,7 @@ def test_several_env_runners_cut_episodes_and_the_scores_are_those_of_the_equati
     curriculum = Config(levels=range(400), gamma=GAMMA, gae_lambda=LAMBDA, replay_prob=0.3)
     with launch(curriculum) as server, Trainer(server.address) as trainer:
         config = config_of(server.address, {"shortest": 1, "longest": 30}, records=str(tmp_path))
-        config.env_runners(num_env_runners=2, rollout_fragment_length=11).training(train_batch_size_per_learner=200)
+        config.env_runners(num_env_runners=2).training(train_batch_size_per_learner=200)
         train(config, 4)
         seen, pushed = load(tmp_path, "seen"), load(tmp_path, "pushed")
         rows = seen_rows(seen)
@@ -166,7 +142,7 @@ def test_two_learners_share_episodes_and_stitch_sees_them_whole(tmp_path):
     curriculum = Config(levels=range(60), gamma=GAMMA, gae_lambda=LAMBDA, replay_prob=0.5, partial="stitch")
     with launch(curriculum) as server, Trainer(server.address) as trainer:
         config = config_of(server.address, {"shortest": 40, "longest": 150}, records=str(tmp_path))
-        config.env_runners(num_env_runners=2, num_envs_per_env_runner=2, rollout_fragment_length=20)
+        config.env_runners(num_env_runners=2, num_envs_per_env_runner=2)
         config.learners(num_learners=2).training(train_batch_size_per_learner=80)
         train(config, 10)
         seen, pushed = load(tmp_path, "seen"), load(tmp_path, "pushed")
