@@ -62,7 +62,8 @@ def start(
             "and there anybody may change the curriculum"
         )
         raise InvalidInput("insecure", expected, "False")
-    detached = _Daemon.options(**actor_options, name=name, namespace=NAMESPACE, lifetime="detached")
+    actor = ray.remote(num_cpus=0, max_task_retries=-1)(_Daemon)  # retries: who asks during a restart waits for it
+    detached = actor.options(**actor_options, name=name, namespace=NAMESPACE, lifetime="detached")
     try:
         daemon = detached.remote(config, port, insecure)
     except ValueError as error:  # how Ray says that the name is taken
@@ -103,7 +104,6 @@ def _daemon(name: str) -> Any:
         raise InvalidInput("name", "that of a server started on this cluster (start)", repr(name)) from error
 
 
-@ray.remote(num_cpus=0, max_task_retries=-1)  # retries: who asks during a restart waits for it
 class _Daemon:
     """Runs the server process and lives as long as it: each ends when the other does.
 

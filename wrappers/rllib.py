@@ -1,7 +1,7 @@
 """RLlib's PPO (new API stack): a learner that pushes what it learns from, each step with the level it was played on.
 
-May be imported by users; imports ray, torch, numpy and plr_client. It never chooses levels (`LevelReplay` around the env
-does), and it leaves the batch that RLlib trains on as it is.
+May be imported by users; imports ray, torch, gymnasium, numpy and plr_client. It never chooses levels, which is for
+`LevelReplay` around the env, and it leaves the batch that RLlib trains on as it is.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class _Chunk:
         steps: T.
         terminated: whether the last step ended the episode.
         truncated: whether a time limit did.
-        info: that of the first observation; where start is 0, it tells the level.
+        info: that of the episode's first observation, which tells the level; empty where start is not 0.
         logits: (T, A) for discrete actions, else None.
         rewards: (T,).
         values: (T + 1,) V of the observations of the steps and of the one after.
@@ -133,7 +133,7 @@ class _ReadChunks(ConnectorV2):
                 len(episode),
                 bool(episode.is_terminated),
                 bool(episode.is_truncated and not episode.is_terminated),
-                episode.get_infos(0),
+                {} if episode.t_started else episode.get_infos(0),
                 np.array(episode.get_extra_model_outputs(Columns.ACTION_DIST_INPUTS))
                 if isinstance(episode.action_space, Discrete)
                 else None,
@@ -159,40 +159,38 @@ class _PushChunks(ConnectorV2):
         with torch.no_grad():
             values = rl_module[DEFAULT_MODULE_ID].unwrapped().compute_values(fields)
         lengths = [chunk.steps + 1 for chunk in chunks]  # RLlib has appended a step to each, for V after the last
-        after = np.cumsum(lengths)[:-1]
-        for chunk, value, reward in zip(
-            chunks,
-            *(
-                np.split(unpad_data_if_necessary(lengths, tensor.numpy(force=True)), after)
-                for tensor in (values, fields[Columns.REWARDS])
-            ),
-            strict=True,
-        ):
-            chunk.values, chunk.rewards = value, reward[:-1]
+        per_chunk = [
+            np.split(unpad_data_if_necessary(lengths, tensor.numpy(force=True)), np.cumsum(lengths)[:-1])
+            for tensor in (values, fields[Columns.REWARDS])
+        ]
+        for chunk, its_values, its_rewards in zip(chunks, *per_chunk, strict=True):
+            chunk.values, chunk.rewards = its_values, its_rewards[:-1]
+        if self._group is None:
+            self._push(chunks)
+        else:
+            self._push_together(chunks)
+        return batch
 
-        gathered: list[Any] = [chunks]
-        first = self._group is None or distributed.get_rank() == 0
-        if self._group is not None:
-            gathered = [None] * distributed.get_world_size()
-            distributed.gather_object(chunks, gathered if first else None, group=self._group)
+    def _push_together(self, chunks: list[_Chunk]) -> None:
+        first = distributed.get_rank() == 0
+        shares: list[Any] | None = [None] * distributed.get_world_size() if first else None
+        distributed.gather_object(chunks, shares, group=self._group)
         outcome: list[PlrError | None] = [None]
-        if first:
+        if shares is not None:
             try:
-                self._push(itertools.chain.from_iterable(gathered))
-            except PlrError as raised:  # the others would wait for this learner's gradients for ever
+                self._push(itertools.chain.from_iterable(shares))
+            except PlrError as raised:  # every learner has to hear of it, or would wait for this one's gradients
                 outcome = [raised]
-        if self._group is not None:
-            distributed.broadcast_object_list(outcome, group=self._group)
+        distributed.broadcast_object_list(outcome, group=self._group)
         if outcome[0] is not None:
             raise outcome[0]
-        return batch
 
     def _push(self, chunks: Iterable[_Chunk]) -> None:
         columns: dict[int, list[_Chunk]] = {}
-        open_before, open_after = dict(self._open), {}
+        going_on: dict[str, _Open] = {}
         strays = 0
         for chunk in sorted(chunks, key=lambda chunk: (chunk.episode, chunk.start)):
-            before = open_after.pop(chunk.episode, None) or open_before.get(chunk.episode)
+            before = going_on.pop(chunk.episode, None) or self._open.get(chunk.episode)
             if chunk.start == 0:
                 before = _Open(next(self._columns), 0, _level(chunk.info))
             if before is None or before.steps != chunk.start:
@@ -202,12 +200,12 @@ class _PushChunks(ConnectorV2):
             if chunk.level is not None:
                 columns.setdefault(before.column, []).append(chunk)
             if not chunk.done:
-                open_after[chunk.episode] = dataclasses.replace(before, steps=chunk.start + chunk.steps)
+                going_on[chunk.episode] = dataclasses.replace(before, steps=chunk.start + chunk.steps)
         if strays:
             logger.warning("%d steps of episodes that began unseen are not scored: their level is not known", strays)
         if columns:
             self._trainer.push(**_block(columns))
-        self._open = open_after  # what has not gone on by now was abandoned
+        self._open = going_on  # what has not gone on by now was abandoned
 
 
 def _level(info: dict[str, Any]) -> int | None:

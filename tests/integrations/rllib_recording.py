@@ -15,6 +15,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -37,7 +38,7 @@ class ShowsLevel(gym.Env):
         self._level = self._step = -1
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
+        super().reset(seed=seed, options=options)
         self._level, self._step = -1 if seed is None else seed, 0  # -1: nobody assigned it
         return self._observe(), {}
 
@@ -105,8 +106,6 @@ class _Write(ConnectorV2):
         self._updates = itertools.count()
 
     def __call__(self, *, rl_module: Any, batch: Any, **_: Any) -> Any:
-        import torch
-
         module = rl_module[DEFAULT_MODULE_ID].unwrapped()
         if not module.is_stateful():
             with torch.no_grad():
@@ -124,7 +123,7 @@ def _save(folder: Path, kind: str, update: int, what: Any) -> None:
 
 def load(folder: Path, kind: str) -> list[tuple[int, Any]]:
     """Returns what was written with the number of the update, in time order; in one update every learner writes."""
-    return [pickle.loads(path.read_bytes()) for path in sorted(folder.glob(f"{kind}-*"))]
+    return [pickle.loads(path.read_bytes()) for path in sorted(folder.glob(f"{kind}-*"))]  # noqa: S301  our own
 
 
 def seen_rows(seen):

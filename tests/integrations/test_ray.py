@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from wrappers import LevelReplay
 from wrappers.ray import NAMESPACE, address, start, stop
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's and RLlib's own, at every import and start
+LISTENING = "0A"  # in /proc/net/tcp
 SMALL = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
 
 
@@ -41,7 +42,7 @@ def cluster():
 
 
 @pytest.fixture
-def name(cluster, request):
+def name(cluster, request):  # noqa: ARG001  on that cluster
     """A name for a server, which is stopped if the test started one."""
     yield request.node.name
     if any(actor["name"] == request.node.name for actor in ray.util.list_named_actors(all_namespaces=True)):
@@ -49,30 +50,16 @@ def name(cluster, request):
 
 
 def server_pid(found):
-    """The process that serves at an address; None for no such process."""
+    """The process that listens at a tcp address; None for no such process."""
     host, _, port = found.removeprefix("tcp://").rpartition(":")
+    local = "".join(f"{int(part):02X}" for part in reversed(host.split("."))) + f":{int(port):04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[1] == local and row[3] == LISTENING}
     for folder in Path("/proc").glob("[0-9]*"):
-        with_server = False
-        try:
-            with_server = b"plr_server" in (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if with_server and listens(int(folder.name), host, int(port)):
-            return int(folder.name)
+        with contextlib.suppress(OSError):  # a process that ended meanwhile
+            if any(str(link.readlink()) in sockets for link in (folder / "fd").iterdir()):
+                return int(folder.name)
     return None
-
-
-def listens(pid, host, port):
-    number = "".join(f"{int(part):02X}" for part in reversed(host.split("."))) + f":{port:04X}"
-    inodes = {
-        f"socket:[{line.split()[9]}]"
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
-        if line.split()[1] == number and line.split()[3] == "0A"
-    }
-    try:
-        return any(os.readlink(link) in inodes for link in Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return False
 
 
 @ray.remote(num_cpus=0)
@@ -86,7 +73,8 @@ def ask(found):
         return client.next()[0].level
 
 
-def test_on_one_node_it_listens_on_loopback_which_no_other_node_takes_for_its_own(cluster):
+@pytest.mark.usefixtures("cluster")
+def test_on_one_node_it_listens_on_loopback_which_no_other_node_takes_for_its_own():
     assert address("of one node").startswith("tcp://127.0.0.1:")
     assert ray.get(look_up.options(resources={"here": 1}).remote("of one node"))[0] == address("of one node")
     with pytest.raises(InvalidInput, match="loopback of another node"):
@@ -120,18 +108,12 @@ def test_several_curricula(name):
         assert trainer.stats()["levels"] == 7
 
 
-def test_a_port_that_is_taken(name):
-    port = int(address("of one node").rpartition(":")[2])
-    with pytest.raises(ServerStartError, match="expected a free one"):
-        start(
-            Config(),
-            name,
-            port=int(start(Config(), f"{name} first", insecure=True).rpartition(":")[2]),
-            insecure=True,
-        )
-    assert port
-    stop(f"{name} first")
-    start(Config(), name, insecure=True)  # the name was given back
+def test_a_port_that_is_taken_and_the_name_is_given_back(name):
+    port = int(start(Config(), name, insecure=True).rpartition(":")[2])
+    with pytest.raises(ServerStartError, match=r"AddressTaken: address: expected a free one, got tcp://.*, taken by"):
+        start(Config(), "another", insecure=True, port=port)
+    start(Config(), "another", insecure=True)
+    stop("another")
 
 
 def test_the_death_of_the_actor_ends_the_server(name):
@@ -181,16 +163,20 @@ def test_an_actor_that_may_restarts_the_server_where_clients_find_it(name):
 
 
 def test_it_outlives_the_job_that_started_it(cluster, name):
-    script = f"""
-import ray
-from plr_server import Config
-from wrappers.ray import start
-ray.init({cluster.address!r}, log_to_driver=False)
-print("at", start(Config(levels=range(11)), {name!r}, insecure=True))
-"""
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=120)
+    out = faults.run_script(
+        """
+        import sys
+        import ray
+        from plr_server import Config
+        from wrappers.ray import start
+        ray.init(sys.argv[1], log_to_driver=False)
+        print("at", start(Config(levels=range(11)), sys.argv[2], insecure=True))
+        """,
+        cluster.address,
+        name,
+    )
     found = address(name)
-    assert f"at {found}" in done.stdout
+    assert f"at {found}" in out
     with Trainer(found) as trainer:
         assert trainer.stats()["levels"] == 11
 
