@@ -22,7 +22,10 @@ from plr_server import Config
 from wrappers import LevelReplay
 from wrappers.ray import NAMESPACE, address, start, stop
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's and RLlib's own, at every import and start
+pytestmark = [  # what Ray and RLlib do to themselves
+    pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning:ray.data.context"),
+    pytest.mark.filterwarnings("ignore:.*Overriding environment rllib-single-agent-env-v0:UserWarning"),
+]
 LISTENING = "0A"  # in /proc/net/tcp
 SMALL = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
 
@@ -169,7 +172,7 @@ def test_it_outlives_the_job_that_started_it(cluster, name):
         import ray
         from plr_server import Config
         from wrappers.ray import start
-        ray.init(sys.argv[1], log_to_driver=False)
+        ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
         print("at", start(Config(levels=range(11)), sys.argv[2], insecure=True))
         """,
         cluster.address,

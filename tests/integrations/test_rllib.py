@@ -6,6 +6,7 @@ The level is read from the observations that the learners were given, and compar
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import os
 import sys
@@ -17,13 +18,15 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.tune.registry import register_env
 from rllib_recording import RecordingLearner, ShowsLevel, load, pushed_rows, seen_rows
 
-from plr_client import InvalidInput, MissingField, Trainer
+from plr_client import InvalidInput, MissingField, Trainer, UnknownCurriculum
 from plr_server import Config, launch
 from wrappers import LevelReplay
 from wrappers.rllib import LevelReplayPPOTorchLearner, _Chunk, _PushChunks
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's and RLlib's own, dozens of them, at every import and start
-
+pytestmark = [  # what Ray and RLlib do to themselves
+    pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning:ray.data.context"),
+    pytest.mark.filterwarnings("ignore:.*Overriding environment rllib-single-agent-env-v0:UserWarning"),
+]
 GAMMA, LAMBDA = 0.9, 0.8
 
 
@@ -35,15 +38,14 @@ def cluster():
         "levels",
         lambda context: LevelReplay(ShowsLevel(context["shortest"], context["longest"]), context["address"]),
     )
-    register_env("no levels", lambda _: ShowsLevel(3, 5))
     yield
     ray.shutdown()
 
 
-def config_of(address, env_config, *, learner_class=RecordingLearner, env="levels", **learner_config):
+def config_of(address, env_config, *, learner_class=RecordingLearner, **learner_config):
     return (
         PPOConfig()
-        .environment(env, env_config=env_config | {"address": address})
+        .environment("levels", env_config=env_config | {"address": address})
         .env_runners(num_env_runners=0, num_envs_per_env_runner=3)
         .fault_tolerance(restart_failed_env_runners=False)  # else RLlib swallows what an env raises
         .learners(learner_class=learner_class, learner_config_dict={"plr_address": address} | learner_config)
@@ -53,13 +55,20 @@ def config_of(address, env_config, *, learner_class=RecordingLearner, env="level
     )
 
 
-def train(config, iterations):
+@contextlib.contextmanager
+def trained(config, iterations):
     algorithm = config.build_algo()
     try:
         for _ in range(iterations):
             algorithm.train()
+        yield algorithm
     finally:
         algorithm.stop()
+
+
+def lose_the_way(learner):
+    piece = next(piece for piece in learner._learner_connector.connectors if isinstance(piece, _PushChunks))
+    piece._trainer = Trainer(piece._trainer.address, curriculum="elsewhere")
 
 
 def mean_magnitude(rewards, values, *, terminated):
@@ -126,7 +135,8 @@ def test_several_env_runners_cut_episodes_and_the_scores_are_those_of_the_equati
     with launch(curriculum) as server, Trainer(server.address) as trainer:
         config = config_of(server.address, {"shortest": 1, "longest": 30}, records=str(tmp_path))
         config.env_runners(num_env_runners=2).training(train_batch_size_per_learner=200)
-        train(config, 4)
+        with trained(config, 4):
+            pass
         seen, pushed = load(tmp_path, "seen"), load(tmp_path, "pushed")
         rows = seen_rows(seen)
         assert rows.total() >= 4 * 190
@@ -145,7 +155,10 @@ def test_two_learners_share_episodes_and_stitch_sees_them_whole(tmp_path):
         config = config_of(server.address, {"shortest": 40, "longest": 150}, records=str(tmp_path))
         config.env_runners(num_env_runners=2, num_envs_per_env_runner=2)
         config.learners(num_learners=2).training(train_batch_size_per_learner=80)
-        train(config, 10)
+        with trained(config, 10) as algorithm:
+            algorithm.learner_group.foreach_learner(lose_the_way)
+            with pytest.raises(UnknownCurriculum, match="got 'elsewhere'"):
+                algorithm.train()  # nor does a learner wait for ever for the one that failed
         seen, pushed = load(tmp_path, "seen"), load(tmp_path, "pushed")
         rows = seen_rows(seen)
         assert rows.total() >= 10 * 150
@@ -167,7 +180,8 @@ def test_a_remote_learner_with_memory(tmp_path):
         config = config_of(server.address, {"shortest": 5, "longest": 60}, records=str(tmp_path))
         config.learners(num_learners=1).training(train_batch_size_per_learner=100)
         config.rl_module(model_config={"use_lstm": True, "max_seq_len": 8, "lstm_cell_size": 8, "fcnet_hiddens": [8]})
-        train(config, 3)
+        with trained(config, 3):
+            pass
         seen, pushed = load(tmp_path, "seen"), load(tmp_path, "pushed")
         for _, chunks in seen:  # V has a memory here: it cannot be had from an observation alone
             for chunk in chunks:
@@ -177,28 +191,6 @@ def test_a_remote_learner_with_memory(tmp_path):
             block["values"][:] = 0
         assert pushed_rows(pushed) == seen_rows(seen)
         assert trainer.stats()["steps"] == seen_rows(seen).total() >= 300
-
-
-def test_what_the_first_learner_is_told_every_learner_raises():
-    with launch(Config()) as server:
-        config = config_of(server.address, {}, env="no levels", learner_class=LevelReplayPPOTorchLearner)
-        config.learners(num_learners=2).training(train_batch_size_per_learner=60)
-        algorithm = config.build_algo()
-        with pytest.raises(InvalidInput, match="infos: expected plr_level at the start of an episode"):
-            algorithm.train()
-        algorithm.stop()
-        with Trainer(server.address) as trainer:
-            assert trainer.stats()["pushes"] == 0
-
-
-def test_a_robust_curriculum_is_refused():
-    with launch(Config(robust=True)) as server:
-        config = config_of(server.address, {"shortest": 3, "longest": 5}, learner_class=LevelReplayPPOTorchLearner)
-        config.training(train_batch_size_per_learner=60, minibatch_size=30)
-        algorithm = config.build_algo()
-        with pytest.raises(InvalidInput, match="robust: expected False"):
-            algorithm.train()
-        algorithm.stop()
 
 
 def test_a_learner_without_an_address():
@@ -223,8 +215,8 @@ def pushing():
         yield _PushChunks(Trainer(server.address), None), trainer
 
 
-def chunk_of(episode, start, rewards, values, level=None, *, terminated=False, truncated=False, scored=True):
-    info = {} if level is None else {"plr_level": level, "plr_train": True, "plr_scored": scored}
+def chunk_of(episode, start, rewards, values, level=None, *, terminated=False, truncated=False):
+    info = {} if level is None else {"plr_level": level, "plr_train": True, "plr_scored": True}
     return _Chunk(episode, start, len(rewards), terminated, truncated, info, None, np.array(rewards), np.array(values))
 
 
@@ -271,9 +263,28 @@ def test_an_abandoned_episode_is_not_gone_on_with(pushing):
 
 def test_a_level_of_ones_own_choice_is_not_scored(pushing):
     push, trainer = pushing
-    push._push([chunk_of("a", 0, [1.0], [0.5, 0.0], 4, scored=False)])
+    first = chunk_of("a", 0, [1.0], [0.5, 0.0])
+    first.info = LevelReplay(ShowsLevel(3, 5), trainer.address).reset(options={"level": 4})[1]
+    push._push([first])
     push._push([chunk_of("a", 1, [1.0], [0.5, 0.0], terminated=True)])
     assert trainer.stats()["pushes"] == 0
+
+
+def test_new_levels_that_must_not_be_learnt_from_are_refused(pushing):
+    push, _ = pushing
+    with launch(Config(robust=True)) as server:
+        env = LevelReplay(ShowsLevel(3, 5), server.address)
+        first = chunk_of("a", 0, [1.0], [0.5, 0.0])
+        first.info = env.reset()[1]
+        env.close()
+    with pytest.raises(InvalidInput, match="robust: expected False"):
+        push._push([first])
+
+
+def test_an_env_without_level_replay_is_refused(pushing):
+    push, _ = pushing
+    with pytest.raises(InvalidInput, match="infos: expected plr_level at the start of an episode"):
+        push._push([chunk_of("a", 0, [1.0], [0.5, 0.0])])
 
 
 def test_a_refused_push_leaves_the_open_episodes_as_they_were(pushing):
