@@ -52,6 +52,7 @@ _ROLLOUT = (
     "logits",
     "successes",
     "columns",
+    "groups",
 )
 _MAX_SESSION_CHARS = 64
 
