@@ -14,7 +14,7 @@ import torch
 from mpe2 import simple_spread_v3
 from torch import nn
 
-from plr_client import Trainer
+from plr_client import Trainer  # PLR
 from plr_server import Config, launch  # PLR
 from wrappers.pettingzoo import LevelReplayParallel  # PLR
 
@@ -22,6 +22,8 @@ NUM_ENVS, NUM_STEPS, GAMMA, GAE_LAMBDA = 8, 50, 0.9, 0.95
 
 
 class Agent(nn.Module):
+    """The policy and the critic that all agents share."""
+
     def __init__(self) -> None:
         super().__init__()
         self.policy = nn.Sequential(nn.Linear(18, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 5))
@@ -59,58 +61,60 @@ def learn(agent: Agent, optimizer: torch.optim.Optimizer, played: list[dict]) ->
             optimizer.step()
 
 
+def play(agent: Agent, envs: list, observations: list) -> list[dict]:
+    """Plays NUM_STEPS steps in all envs; returns, for each env, what each of its agents did, step by step."""
+    played = [defaultdict(list) for _ in envs]
+    for _ in range(NUM_STEPS):
+        for e, env in enumerate(envs):
+            if not env.agents:
+                observations[e], _ = env.reset()
+        playing = [(e, name) for e, env in enumerate(envs) for name in env.agents]
+        seen = [observations[e][name] for e, name in playing]
+        with torch.no_grad():
+            policy = torch.distributions.Categorical(logits=agent.policy(torch.as_tensor(np.array(seen))))
+        chosen = policy.sample()
+        rows = zip(seen, chosen.tolist(), policy.log_prob(chosen).tolist(), agent.value(seen), strict=True)
+        for (e, name), row in zip(playing, rows, strict=True):
+            played[e][name].append(dict(zip(("observation", "action", "log_prob", "value"), row, strict=True)))
+        for e, env in enumerate(envs):
+            steps = {name: played[e][name][-1] for name in env.agents}
+            actions = {name: step["action"] for name, step in steps.items()}
+            observations[e], rewards, terminations, truncations, _ = env.step(actions)
+            for name, step in steps.items():
+                step["reward"], step["done"] = rewards[name], terminations[name] or truncations[name]
+                step["cut"] = truncations[name] and not terminations[name]  # by the time limit: bootstrap
+                step["final_value"] = agent.value(observations[e][name]) if step["cut"] else np.float32(0)
+    return played
+
+
 def train(rollouts: int, seed: int) -> tuple[list[float], dict]:
     """Returns the mean reward of a step, for each rollout, and the server's stats."""
     torch.manual_seed(seed)
     agent = Agent()
     optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3)
     config = Config(levels=range(200), gamma=GAMMA, gae_lambda=GAE_LAMBDA, staleness_coef=0.3)  # PLR
-    rewards_seen = []
+    mean_rewards = []
     with launch(config) as server, Trainer(server.address) as trainer:  # PLR
         envs = [simple_spread_v3.parallel_env() for _ in range(NUM_ENVS)]
         envs = [LevelReplayParallel(env, server.address) for env in envs]  # PLR
         observations = [env.reset()[0] for env in envs]
         for _ in range(rollouts):
-            played = [defaultdict(list) for _ in envs]  # of each env: what each agent did, step by step
-            for _ in range(NUM_STEPS):
-                for e, env in enumerate(envs):
-                    if not env.agents:
-                        observations[e], _ = env.reset()
-                playing = [(e, name) for e, env in enumerate(envs) for name in env.agents]
-                seen = [observations[e][name] for e, name in playing]
-                with torch.no_grad():
-                    policy = torch.distributions.Categorical(logits=agent.policy(torch.as_tensor(np.array(seen))))
-                chosen = policy.sample()
-                rows = zip(seen, chosen.tolist(), policy.log_prob(chosen).tolist(), agent.value(seen), strict=True)
-                for (e, name), (observation, action, log_prob, value) in zip(playing, rows, strict=True):
-                    step = {"observation": observation, "action": action, "log_prob": log_prob, "value": value}
-                    played[e][name].append(step)
-                for e, env in enumerate(envs):
-                    names = list(env.agents)
-                    actions = {name: played[e][name][-1]["action"] for name in names}
-                    observations[e], rewards, terminations, truncations, _ = env.step(actions)
-                    for name in names:
-                        step = played[e][name][-1]
-                        step["reward"], step["done"] = rewards[name], terminations[name] or truncations[name]
-                        step["cut"] = truncations[name] and not terminations[name]
-                        step["final_value"] = agent.value(observations[e][name]) if step["cut"] else np.float32(0)
-            for e, env in enumerate(envs):
+            played = play(agent, envs, observations)
+            for e, (env, steps_of) in enumerate(zip(envs, played, strict=True)):
                 next_values = {name: agent.value(observations[e][name]) for name in env.agents}
-                env.push(  # PLR
-                    {name: [step["value"] for step in steps] for name, steps in played[e].items()},  # PLR
-                    next_values,  # PLR
-                    final_values={n: [s["final_value"] for s in steps if s["cut"]] for n, steps in played[e].items()},
-                )  # PLR
-                for name, steps in played[e].items():
+                values = {name: [step["value"] for step in steps] for name, steps in steps_of.items()}
+                finals = {name: [s["final_value"] for s in steps if s["cut"]] for name, steps in steps_of.items()}
+                env.push(values, next_values, final_values=finals)  # PLR
+                for name, steps in steps_of.items():
                     for step, advantage in zip(steps, advantages(steps, next_values.get(name, 0.0)), strict=True):
                         step["advantage"], step["target"] = advantage, advantage + step["value"]
-            everything = [step for env in played for steps in env.values() for step in steps]
+            everything = [step for steps_of in played for steps in steps_of.values() for step in steps]
             learn(agent, optimizer, everything)
-            rewards_seen.append(float(np.mean([step["reward"] for step in everything])))
+            mean_rewards.append(float(np.mean([step["reward"] for step in everything])))
         stats = trainer.stats()
         for env in envs:
             env.close()
-    return rewards_seen, stats
+    return mean_rewards, stats
 
 
 def main() -> None:

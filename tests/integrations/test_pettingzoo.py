@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mpe2 import simple_spread_v3
 from pettingzoo.utils import BaseParallelWrapper
 
@@ -160,7 +161,7 @@ def test_every_step_of_every_agent_is_credited_to_the_level_that_its_observation
                 [e["level"]] * max(len(steps) for steps in e["steps"].values())  # an episode lasts as its last agent
                 for e in episodes
             ]
-            assert levels.tolist() == sum(told, [])
+            assert levels.tolist() == [level for levels_of in told for level in levels_of]
             counted["rows"] += int(played.sum())
             counted["early"] += sum(len(set(map(len, e["steps"].values()))) > 1 for e in episodes)
             next_values = {agent: learner.value(observations[agent]) for agent in env.agents}
@@ -207,7 +208,7 @@ def test_arrays_in_the_order_of_possible_agents_score_as_values_by_agent():
         scores = []
         for name in ("a", "b"):
             env = LevelReplayParallel(falling_walkers(), server.address, curriculum=name)
-            episodes, observations = Learner(env, seed=2).play(150, env.reset(options={"level": 3})[0])
+            episodes, _ = Learner(env, seed=2).play(150, env.reset(options={"level": 3})[0])
             env.reset()  # an episode cut here ends here
             values, _ = by_agent(episodes, env.possible_agents)
             if name == "b":
@@ -270,7 +271,7 @@ def test_set_level_gets_the_payload_and_the_seed_stays_the_users():
         inner = spread()
         env = LevelReplayParallel(inner, server.address)
         trainer.insert([{"wind": 3}])
-        with pytest.raises(InvalidInput, match="^set_level: expected a function that makes a payload the env's level"):
+        with pytest.raises(InvalidInput, match="set_level: expected a function that makes a payload the env's level"):
             env.reset()
         env.close()
         env = LevelReplayParallel(inner, server.address, set_level=lambda env, level: seen.append((env, level)))
@@ -345,15 +346,13 @@ def test_other_envs_are_refused():
         LevelReplayParallel(simple_spread_v3.env(), "tcp://127.0.0.1:1")
     env = spread()
     env.possible_agents = []
-    with pytest.raises(InvalidInput, match="^env: expected possible_agents, all that may ever play, got none$"):
+    with pytest.raises(InvalidInput, match=r"^env: expected possible_agents, all that may ever play, got none$"):
         LevelReplayParallel(env, "tcp://127.0.0.1:1")
-    with pytest.raises(InvalidInput, match="^address: expected"):
+    with pytest.raises(InvalidInput, match=r"^address: expected"):
         LevelReplayParallel(spread(), "nowhere")
 
 
 def test_the_example_trains_on_the_levels_it_was_assigned():
-    import torch
-
     torch.set_num_threads(1)
     example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "pettingzoo_spread.py"))
     rewards, stats = example["train"](rollouts=4, seed=0)
