@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import runpy
+import sys
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -11,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from mpe2 import simple_spread_v3
-from pettingzoo.utils import BaseParallelWrapper
+from pettingzoo.utils import BaseParallelWrapper, ParallelEnv
 
-from plr_client import InvalidInput, MissingField, Trainer
+from plr_client import InvalidInput, MissingDependency, MissingField, Trainer
 from plr_server import Config, launch
 from wrappers import pettingzoo as module
 from wrappers.pettingzoo import LevelReplayParallel
@@ -289,6 +291,45 @@ def test_robust_new_levels_are_not_for_learning():
         env.close()
 
 
+class Deserted(ParallelEnv):
+    """Agent b is gone after two steps, though nobody said that it ended; nobody ever says anything."""
+
+    possible_agents = ("a", "b")
+
+    def reset(self, seed=None, options=None):  # noqa: ARG002
+        self.agents, self.steps = ["a", "b"], 0
+        return dict.fromkeys(self.agents, seed), {}
+
+    def step(self, actions):
+        self.steps += 1
+        rewards = {agent: 1.0 if agent == "a" else 10.0 for agent in actions}
+        if self.steps == 2:
+            self.agents = ["a"]
+        no = dict.fromkeys(actions, False)
+        return dict.fromkeys(self.agents, 0), rewards, no, no, {}
+
+
+@pytest.mark.parametrize("partial", ["commit", "stitch"])
+def test_who_has_gone_has_ended_and_a_reset_ends_the_episode_for_all(partial):
+    with launch(config(strategy="one_step_td_error", partial=partial, alpha=1.0)) as server:
+        env = LevelReplayParallel(Deserted(), server.address)
+        _, infos = env.reset(options={"level": 4})
+        assert infos.keys() == {"a", "b"}
+        env.step({"a": 0, "b": 0})
+        env.reset()
+        level = env.level
+        for _ in range(4):
+            env.step(dict.fromkeys(env.agents, 0))
+        env.reset(options={"level": 5})
+        values = {"a": [50.0, 2.0, 0.0, 0.0, 3.0], "b": [50.0, 0.0, 1.0]}
+        assert env.push(values, {}) == 1
+        with Trainer(server.address) as trainer:
+            # |1 + 0.9 * 0 - 2|, 1, |1 + 0.9 * 3|, |1 - 3|; |10 + 0.9 * 1|, |10 - 1|
+            assert scored(trainer) == pytest.approx({level: (1 + 1 + 3.7 + 2 + 10.9 + 9) / 6})
+            assert trainer.stats()["episodes"] == 1
+        env.close()
+
+
 @pytest.fixture
 def played():
     """A wrapped env of spread, two steps into an episode, and its server's stats."""
@@ -350,6 +391,13 @@ def test_other_envs_are_refused():
         LevelReplayParallel(env, "tcp://127.0.0.1:1")
     with pytest.raises(InvalidInput, match=r"^address: expected"):
         LevelReplayParallel(spread(), "nowhere")
+
+
+def test_without_pettingzoo_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pettingzoo", None)
+    monkeypatch.delitem(sys.modules, "wrappers.pettingzoo")
+    with pytest.raises(MissingDependency, match=r"pip install 'plr-server\[pettingzoo\]'$"):
+        importlib.import_module("wrappers.pettingzoo")
 
 
 def test_the_example_trains_on_the_levels_it_was_assigned():
