@@ -46,7 +46,8 @@ class LevelReplayCallback(BaseCallback):
     * Logged whenever SB3 logs: `curriculum/effective_levels`, `curriculum/seen_share`, `curriculum/replay_share` and
       `curriculum/mean_score`, as in `plr_client.Trainer.stats`.
 
-    One callback serves several calls of `learn`. A rollout that another callback stopped is not pushed.
+    One callback serves several calls of `learn`. A rollout that another callback stopped is not pushed. Where the next
+    `learn` goes on without a reset, its first row is not either: SB3 acts there on the observation before last.
 
     Attributes:
         levels: (T, N) int64, the level of each row of the rollout last collected; (0, 0) before there is one.
@@ -96,8 +97,10 @@ class LevelReplayCallback(BaseCallback):
             raise InvalidInput("model", expected, type(self.model).__name__)
 
     def _on_training_start(self) -> None:
-        if self.locals["reset_num_timesteps"] or self._step:  # no block will go on with the episodes pushed so far
+        reset, stopped = self.locals["reset_num_timesteps"], self._step > 0
+        if reset or stopped:  # no block will go on with the episodes pushed so far
             self._trainer.close()
+        self._stale = stopped and not reset
         self._rollouts = self._step = 0
         self._playing = np.empty(self.training_env.num_envs, [*_PLAYED.items()])
         self._begin(range(self.training_env.num_envs))
@@ -113,6 +116,8 @@ class LevelReplayCallback(BaseCallback):
         row["rewards"], row["dones"] = self.locals["rewards"], self.locals["dones"]
         for name in _PLAYED:
             row[name] = self._playing[name]
+        if self._stale:
+            row["scored"] = self._stale = False
         ended = np.flatnonzero(row["dones"])
         for n in ended:
             info = self.locals["infos"][n]
