@@ -58,6 +58,7 @@ class Trainer:
         logits: ArrayLike | None = None,
         successes: ArrayLike | None = None,
         columns: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
         episode_starts: ArrayLike | None = None,
         next_episode_starts: ArrayLike | None = None,
     ) -> int:
@@ -79,6 +80,9 @@ class Trainer:
                 Without it, an episode whose undiscounted return is above 0 is one.
             columns: (N,) distinct ints that name the env columns where a session pushes from several sets of envs; by
                 default 0 to N - 1. Episodes are stitched within a column.
+            groups: (N,) ints, for envs of several agents, each agent in a column: columns of the same number are the
+                agents of one env. What they play at the same time is one episode, whose score is the mean over all of
+                their steps; rows of an agent that has left are not `valid`. By default every column is an env.
             episode_starts: (T, N) bool, in place of `dones`: obs_t is the first of an episode (CleanRL, SB3).
             next_episode_starts: (N,) bool, with `episode_starts`: the observation after the block is the first of one.
 
@@ -107,6 +111,7 @@ class Trainer:
             logits=logits,
             successes=successes,
             columns=columns,
+            groups=groups,
         )
 
     def push_step(
@@ -123,12 +128,13 @@ class Trainer:
         logits: ArrayLike | None = None,
         successes: ArrayLike | None = None,
         columns: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
         next_episode_starts: ArrayLike | None = None,
     ) -> int:
         """Pushes one step of N env columns; the server pools `num_steps` of them into a block and scores that.
 
         Arguments as in `push`, without the axis T: (N,), logits (N, A). `next_episode_starts` may stand for `dones`.
-        Every step of a session must have the same `columns` and the same optional fields until the block is full.
+        Every step of a session must have the same `columns`, `groups` and optional fields until the block is full.
 
         Returns:
             The number of episodes or parts scored: 0 until the block is full.
@@ -149,6 +155,7 @@ class Trainer:
             logits=logits,
             successes=successes,
             columns=columns,
+            groups=groups,
         )
 
     def push_scores(self, levels: ArrayLike, scores: ArrayLike) -> int:

@@ -1,4 +1,4 @@
-"""The command line, `plr-server serve` and `plr-server stats`: reads arguments, prints, leaves the work to the rest."""
+"""The command line, `plr-server serve`, `stats`, `check-env`: reads arguments, prints, leaves the work to the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plr_client.errors import PlrError
+from plr_client.errors import ConfigError, PlrError
 from plr_client.protocol import DEFAULT_CURRICULUM, MAX_FRAME_BYTES
 from plr_client.trainer import Trainer
 from plr_server.config import Config, named_configs
@@ -30,16 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those of the command line; by default the process's own.
 
     Returns:
-        The exit code: 0, or 1 after printing what was wrong (2 where argparse refuses the arguments).
+        The exit code: 0, or 1 after printing what was wrong (2 where argparse refuses the arguments). Of `check-env`:
+        0 where the env is fine, 1 where it is not, 2 where there is no such env.
     """
     options = _parser().parse_args(arguments)
     try:
         if options.command == "serve":
             return _serve(options)
-        return _stats(options)
+        return _stats(options) if options.command == "stats" else _check_env(options)
     except PlrError as error:
         print(f"plr-server: {error}", file=sys.stderr)
-        return 1
+        return 2 if options.command == "check-env" else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,6 +114,35 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument(
         "--timeout-s", type=float, default=5.0, help="seconds to wait for the server (default: %(default)s)"
     )
+
+    checking = commands.add_parser(
+        "check-env",
+        help="check that in an env a level determines the episode",
+        description="Plays levels of an env three times under the same actions, and says whether observations, rewards "
+        "and ends repeat, whether state leaks from one episode into the next, and how many levels are distinct. The "
+        "exit code is 0 where the env is fine, 1 where it is not, and 2 where there is no such env.",
+    )
+    checking.add_argument(
+        "env_id",
+        metavar="ENV_ID",
+        help="an env registered with Gymnasium; MODULE:ENV_ID, registered by importing the module; or MODULE:FACTORY, "
+        "what makes an env or a vector env of one",
+    )
+    checking.add_argument(
+        "--kwargs",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="arguments of the env or its factory, such as '{\"size\": 8}'",
+    )
+    checking.add_argument(
+        "--levels", default="0:50", help="START:STOP, START:STOP:STEP or ids: the seeds to play (default: %(default)s)"
+    )
+    checking.add_argument(
+        "--steps", type=int, default=200, help="how long to play an episode that does not end (default: %(default)s)"
+    )
+    checking.add_argument("--seed", type=int, default=0, help="of the actions (default: %(default)s)")
+    checking.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
@@ -134,9 +164,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     try:
         configs = _configs(options)
-        by_name = any(":" in config.strategy for config in configs.values())
-        if by_name and (folder := str(Path.cwd())) not in sys.path:
-            sys.path.insert(0, folder)  # a module beside which the server is started is found, as by python -m
+        if any(":" in config.strategy for config in configs.values()):
+            _find_modules_here()
         serve(
             {name: Curriculum(config) for name, config in configs.items()},
             options.bind,
@@ -181,6 +210,34 @@ def _stats(options: argparse.Namespace) -> int:
         for name, value in stats.items():
             print(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
     return 0
+
+
+def _check_env(options: argparse.Namespace) -> int:
+    from plr_server.check_env import check_env, env_maker  # noqa: PLC0415  a server must not pay for Gymnasium
+
+    levels = Config(levels=options.levels).levels
+    if isinstance(levels, str):
+        raise ConfigError("levels", "seeds, as START:STOP or 3,14,15", levels)
+    _find_modules_here()
+    with contextlib.redirect_stdout(sys.stderr):  # some envs print
+        make = env_maker(options.env_id, options.kwargs)
+        report = check_env(make, levels, max_steps=options.steps, seed=options.seed)
+    said = {"env_id": options.env_id, **report.to_dict()}
+    print(json.dumps(said) if options.json else f"{options.env_id}: {report.text()}")
+    return 0 if report.ok else 1
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise TypeError(text)
+    return fields
+
+
+def _find_modules_here() -> None:
+    """Has modules in the working directory found, as by python -m."""
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, folder)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from plr_client.levels import NO_PARENT, Assignment, Level
 from plr_client.protocol import MAX_LEVELS_AT_ONCE, MAX_PAYLOADS, pack_payloads, unpack_payload
 from plr_server.config import Config
 from plr_server.functions import ScoreFunction, import_function, score_with, unpickle_function
+from plr_server.groups import NO_PARTS, pool
 from plr_server.history import History
 from plr_server.level_space import LevelSpace, level_space
 from plr_server.open_space import NOT_IN_TABLE, OpenSpace, PayloadSpace, UnboundedSpace
@@ -38,7 +39,7 @@ from plr_server.rollouts import (
     prepend,
 )
 from plr_server.sampler import OUTSIDE, REPLAY, Sampler
-from plr_server.scores import FUNCTION, find_episodes, score_found, strategy_named
+from plr_server.scores import FUNCTION, Episodes, find_episodes, score_found, strategy_named
 from plr_server.unseen import AvailableLevels
 
 _INTEGERS = (int, np.integer)
@@ -87,6 +88,7 @@ class Curriculum:
         self._held: dict[str, dict[int, int]] = {}  # holder -> slot -> level
         self._in_flight: dict[int, int] = {}  # level -> how many slots play it
         self._open: dict[str, dict[int, OpenEpisode]] = {}  # source -> column -> steps in hand, under "stitch"
+        self._ended: dict[str, Episodes] = {}  # source -> parts of agents whose groups go on, under "stitch"
         self._pools: dict[str, StepPool] = {}  # source -> steps that wait to become a block
         self._counts = Counts()
         self._scoring = config.strategy  # or the name of a function that was sent
@@ -314,6 +316,7 @@ class Curriculum:
         logits: ArrayLike | None = None,
         successes: ArrayLike | None = None,
         columns: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
         source: str = "",
     ) -> int:
         """Scores the episodes of one rollout block, (T, N) step-major, and updates the table.
@@ -333,7 +336,9 @@ class Curriculum:
             logits: (T, N, A) action logits.
             successes: (T, N) where done, whether the episode was a success.
             columns: (N,) distinct ints naming the env columns; by default 0 to N - 1.
-            source: who pushes; columns are counted for each source apart.
+            groups: (N,) ints: columns of the same number are the agents of one env, whose episodes get one score
+                (`plr_server.groups.pool`).
+            source: who pushes; columns and groups are counted for each source apart.
 
         Returns:
             The number of episodes, or parts of episodes, scored.
@@ -347,7 +352,8 @@ class Curriculum:
         Source: arXiv 2010.03934, section 3.1; the mean over the steps, as table 1. Parts cut by the block's end are
         scored as they are (`partial="commit"`), or kept until the episode ends (`"stitch"`, appendix C). `learnability`
         and `tscl` score finished episodes only; their score takes the old one's place whatever alpha is, because their
-        window is already a memory.
+        window is already a memory. With `groups` each agent's return is one of the window, and one that may be the
+        level's best.
         """
         fields = {
             "values": values,
@@ -361,6 +367,7 @@ class Curriculum:
             "logits": logits,
             "successes": successes,
             "columns": columns,
+            "groups": groups,
         }
         return self._update(*self._check(fields), source)
 
@@ -378,7 +385,7 @@ class Curriculum:
             InvalidInput: as `update`; or the columns differ from those of the block's first step.
             MissingField, LevelOutsideSpace, ScoreFunctionError: as `update`.
         """
-        per_column = ("columns", "next_values")
+        per_column = ("columns", "groups", "next_values")
         block = {
             name: value if value is None or name in per_column else as_array(name, value)[np.newaxis]
             for name, value in fields.items()
@@ -474,6 +481,7 @@ class Curriculum:
     def forget(self, source: str) -> None:
         """Drops the steps pooled for a source that will not push again."""
         self._open.pop(source, None)
+        self._ended.pop(source, None)
         self._pools.pop(source, None)
         if self._history is not None:
             self._history.forget(source)
@@ -500,6 +508,7 @@ class Curriculum:
             self._history = self._new_history()
         if before is not FUNCTION:
             self._open.clear()
+            self._ended.clear()
             self._pools.clear()
 
     def _check(self, fields: Mapping[str, ArrayLike | None]) -> tuple[Rollout, NDArray[np.int64]]:
@@ -510,15 +519,16 @@ class Curriculum:
     def _update(self, rollout: Rollout, columns: NDArray[np.int64], source: str) -> int:
         config, strategy = self.config, strategy_named(self._scoring)
         stitch = config.partial == "stitch"
+        num_steps, prepended = len(rollout.dones), 0
         num_valid = rollout.levels.size if rollout.valid is None else int(rollout.valid.sum())
         if stitch:
             still_open = self._open.get(source, {})
             rollout = prepend(still_open, rollout, columns)
+            prepended = len(rollout.dones) - num_steps
         rows, episodes = find_episodes(rollout)
         indices = self._space.indices(episodes.level)
-        in_order = np.lexsort((episodes.column, episodes.stop))
-        if stitch or strategy.per_window is not None:
-            in_order = in_order[episodes.finished[in_order]]
+        finished_only = stitch or strategy.per_window is not None
+        in_order = _in_order(episodes, finished_only=finished_only)
         past, reserved = None, np.unique(episodes.level[indices == NOT_IN_TABLE])
         if self._history is not None:
             self._history.reserve(len(reserved))
@@ -533,13 +543,20 @@ class Curriculum:
             episodes = score_found(rollout, rows, episodes, strategy, **known)
         else:
             episodes = score_with(self._function, self._scoring, rollout, rows, episodes, **known)
+        parts = episodes  # one column's each
+        if rollout.groups is not None and strategy.per_window is None:
+            episodes, ended = pool(parts, rollout.groups, self._ended.get(source, NO_PARTS), prepended)
+            indices = self._space.indices(episodes.level)
+            in_order = _in_order(episodes, finished_only=finished_only)
         # from here on nothing can fail
         if self._history is not None and past is not None:
             self._history.remember(past, source)
         if stitch:
             touched = set(columns.tolist())
             kept = {column: episode for column, episode in still_open.items() if column not in touched}
-            self._open[source] = kept | keep_open(rollout, episodes, columns)
+            self._open[source] = kept | keep_open(rollout, parts, columns)
+            if parts is not episodes:
+                self._ended[source] = ended
         scores = (1.0 - config.max_score_coef) * episodes.mean + config.max_score_coef * episodes.max
         alpha = config.alpha if strategy.per_window is None else 1.0
         self._score(episodes.level[in_order], indices[in_order], scores[in_order], alpha, reserved)
@@ -740,8 +757,8 @@ class Curriculum:
 
         `Curriculum.from_state` gives a curriculum that goes on bit for bit as this one. Keys: config, sampler (scores,
         seen, last_drawn (N,) and draws), space (of an open one: its table and what waits), generator, held (holder ->
-        slot -> level), open, pools, counts, history (None unless the strategy looks back), score_function (pickled,
-        None unless one was sent).
+        slot -> level), open, ended, pools, counts, history (None unless the strategy looks back), score_function
+        (pickled, None unless one was sent).
         """
         return copy.deepcopy(
             {
@@ -751,6 +768,7 @@ class Curriculum:
                 "generator": self._rng.bit_generator.state,
                 "held": self._held,
                 "open": self._open,
+                "ended": self._ended,
                 "pools": self._pools,
                 "counts": self._counts,
                 "history": None if self._history is None else self._history.state(),
@@ -784,7 +802,8 @@ class Curriculum:
             for slot, level in slots.items():
                 curriculum._held[holder][slot] = level
                 curriculum._begin(level)
-        curriculum._open, curriculum._pools, curriculum._counts = state["open"], state["pools"], state["counts"]
+        curriculum._open, curriculum._ended = state["open"], state["ended"]
+        curriculum._pools, curriculum._counts = state["pools"], state["counts"]
         return curriculum
 
 
@@ -813,6 +832,12 @@ def _scores(scores: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
         raise InvalidInput("scores", f"finite numbers up to {MAX_MAGNITUDE:g} in magnitude", f"{given!s:.80}")
     numbers: NDArray[np.float64] = given.astype(np.float64)
     return numbers
+
+
+def _in_order(episodes: Episodes, *, finished_only: bool) -> NDArray[np.int64]:
+    """Returns (m,) the episodes to be scored, in the order in which they ended (by column where that is the same)."""
+    in_order: NDArray[np.int64] = np.lexsort((episodes.column, episodes.stop))
+    return in_order[episodes.finished[in_order]] if finished_only else in_order
 
 
 def _slots(k: int, slots: ArrayLike | None) -> Sequence[int]:

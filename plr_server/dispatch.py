@@ -53,6 +53,7 @@ _ROLLOUT = (
     "logits",
     "successes",
     "columns",
+    "groups",
 )
 _MAX_SESSION_CHARS = 64
 

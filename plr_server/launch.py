@@ -50,7 +50,11 @@ class Server:
 
 @contextlib.contextmanager
 def launch(
-    config: Config | Mapping[str, Config], address: str | None = None, *, allow_pickle: bool = False
+    config: Config | Mapping[str, Config],
+    address: str | None = None,
+    *,
+    insecure: bool = False,
+    allow_pickle: bool = False,
 ) -> Iterator[Server]:
     """Runs a server for as long as the context lasts.
 
@@ -58,6 +62,7 @@ def launch(
         config: the curriculum's configuration; or several by name, each a curriculum of its own in the one server.
         address: `ipc://PATH` or `tcp://127.0.0.1:PORT` (0 for a free port); by default an ipc path in a new folder
             that only this user can enter.
+        insecure: allow a tcp address beyond loopback, where whoever reaches it may read and change the curriculum.
         allow_pickle: take score functions from clients (`Trainer.set_score_function`): whoever can connect can then run
             code in the server.
 
@@ -65,8 +70,9 @@ def launch(
         The server, with its `address`. It ends with the context, and when this process dies, however it dies.
 
     Raises:
-        ConfigError: the address is not one that may be served, or not with `allow_pickle`; or the strategy names a
-            function that the server cannot import. It looks in this process's working directory and on PYTHONPATH.
+        ConfigError: the address is not one that may be served, or not without `insecure` or with `allow_pickle`; or the
+            strategy names a function that the server cannot import. It looks in this process's working directory and on
+            PYTHONPATH.
         AddressTaken: something already listens there.
         ServerStartError: the server did not start.
 
@@ -84,7 +90,8 @@ def launch(
         else:
             bind = ("--bind", address)
         named = {DEFAULT_CURRICULUM: config} if isinstance(config, Config) else config
-        options = (*bind, "--allow-pickle") if allow_pickle else bind
+        flags = {"--insecure": insecure, "--allow-pickle": allow_pickle}
+        options = (*bind, *(flag for flag, said in flags.items() if said))
         server = _start({"curricula": {name: one.to_dict() for name, one in named.items()}}, options)
         stack.callback(server.stop)
         yield server

@@ -39,6 +39,7 @@ class Rollout:
         valid: (T, N) False for rows to be dropped; None where nowhere.
         logits: (T, N, A) action logits.
         successes: (T, N) where done, whether the episode was a success: 1, 0, or UNSAID.
+        groups: (N,) columns of the same number are the agents of one env; None where every column is an env.
     """
 
     dones: Bools
@@ -51,6 +52,7 @@ class Rollout:
     valid: Bools | None = None
     logits: Floats | None = None
     successes: Flags | None = None
+    groups: Ints | None = None
 
 
 def check(strategy: str, fields: Mapping[str, ArrayLike | None]) -> tuple[Rollout, Ints]:
@@ -92,6 +94,9 @@ def check(strategy: str, fields: Mapping[str, ArrayLike | None]) -> tuple[Rollou
             raise InvalidInput("logits", f"shape ({shape[0]}, {shape[1]}, A), A at least 2", f"shape {logits.shape}")
         floats["logits"] = _floats("logits", logits, logits.shape, valid)
     successes = _optional_bools("successes", fields.get("successes"), shape)
+    groups = fields.get("groups")
+    if groups is not None:
+        groups = _shaped("groups", _array("groups", groups, "iu"), shape[1:]).astype(np.int64)
     kept = {name: array for name, array in floats.items() if name in (*needs, *takes)}
     bootstraps = {"values", "rewards", "next_values"} <= kept.keys()
     truncated, final_values = _truncation(fields, dones, valid, bootstraps=bootstraps, told="values" in takes)
@@ -102,6 +107,7 @@ def check(strategy: str, fields: Mapping[str, ArrayLike | None]) -> tuple[Rollou
         final_values=final_values,
         valid=valid,
         successes=None if successes is None or "successes" not in takes else successes.astype(np.int8),
+        groups=groups,
         **kept,
     ), _columns(fields.get("columns"), shape[1])
 
@@ -337,6 +343,9 @@ def add_step(pool: StepPool | None, step: Rollout, columns: Ints) -> StepPool:
         if (getattr(step, name) is None) != (getattr(pool.steps[0], name) is None):
             got = "none" if getattr(step, name) is None else "some, unlike the block's first step"
             raise InvalidInput(name, "in every step of a block or in none", got)
+    if pool.steps and _listed(step.groups) != _listed(pool.steps[0].groups):
+        expected = f"the groups of the block's first step, {_listed(pool.steps[0].groups)!s:.80}"
+        raise InvalidInput("groups", expected, f"{_listed(step.groups)!s:.80}")
     if pool.steps and step.logits is not None and step.logits.shape != _given_shape(pool.steps[0].logits):
         raise InvalidInput("logits", f"shape {_given_shape(pool.steps[0].logits)[1:]}", f"{step.logits.shape[1:]}")
     valid = np.ones(len(columns), dtype=bool) if step.valid is None else step.valid[0]
@@ -360,9 +369,13 @@ def _given_shape(array: Floats | None) -> tuple[int, ...]:
     return () if array is None else array.shape
 
 
+def _listed(groups: Ints | None) -> list[int] | None:
+    return None if groups is None else groups.tolist()
+
+
 def join_steps(steps: Sequence[Rollout]) -> Rollout:
     """Joins steps of the same columns, in time order, into one block; the last one's `next_values` count."""
-    joined: dict[str, Any] = {"next_values": steps[-1].next_values}
+    joined: dict[str, Any] = {"next_values": steps[-1].next_values, "groups": steps[-1].groups}
     for field in dataclasses.fields(Rollout):
         parts = [getattr(step, field.name) for step in steps]
         like = next((part for part in parts if part is not None), None)

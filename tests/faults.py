@@ -313,8 +313,8 @@ BAD_FRAMES = {
         [header(arrays=[["prices", "<f8", [1]]]), b"\0" * 8],
         "invalid_input",
         (
-            "prices: expected a field among columns, dones, final_values, levels, logits, next_values, rewards, "
-            "successes, truncated, valid, values, got an unknown one"
+            "prices: expected a field among columns, dones, final_values, groups, levels, logits, next_values, "
+            "rewards, successes, truncated, valid, values, got an unknown one"
         ),
     ),
 }

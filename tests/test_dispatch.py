@@ -299,6 +299,7 @@ NAMES = st.sampled_from(
         "next_values",
         "valid",
         "columns",
+        "groups",
         "successes",
         "function",
         "x",

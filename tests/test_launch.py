@@ -69,6 +69,14 @@ def test_an_address_of_ones_own(bind):
         assert server.address == address  # free again
 
 
+def test_beyond_loopback_only_if_said_aloud():
+    with launch(Config(), "tcp://0.0.0.0:0", insecure=True) as server:
+        host, _, port = server.address.rpartition(":")
+        assert host == "tcp://0.0.0.0"
+        with Trainer(f"tcp://127.0.0.1:{port}") as trainer:
+            assert trainer.stats()["levels"] == 200
+
+
 def test_an_exception_in_the_body_ends_the_server(ipc):
     with pytest.raises(KeyError), launch(Config(), ipc) as server:
         raise KeyError

@@ -1,0 +1,228 @@
+"""wrappers/ray.py on a real cluster of two nodes: who finds the server, what ends it, and PPO training across nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import faults
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.tune.registry import register_env
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rllib_recording import RecordingLearner, ShowsLevel, load, pushed_rows, seen_rows
+
+from plr_client import InvalidInput, LevelClient, ServerStartError, Trainer
+from plr_server import Config
+from wrappers import LevelReplay
+from wrappers.ray import NAMESPACE, address, start, stop
+
+pytestmark = [  # what Ray and RLlib do to themselves
+    pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning:ray.data.context"),
+    pytest.mark.filterwarnings("ignore:.*Overriding environment rllib-single-agent-env-v0:UserWarning"),
+]
+LISTENING = "0A"  # in /proc/net/tcp
+SMALL = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes, "here" where the driver is and "there"; a server was started before the second one came."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # Ray's processes find the modules of the tests
+    nodes = Cluster(initialize_head=True, head_node_args=SMALL | {"num_cpus": 4, "resources": {"here": 9}})
+    ray.init(nodes.address, log_to_driver=False)
+    start(Config(), "of one node")
+    nodes.add_node(num_cpus=4, resources={"there": 9}, object_store_memory=100 * 2**20)
+    nodes.wait_for_nodes()
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+@pytest.fixture
+def name(cluster, request):  # noqa: ARG001  on that cluster
+    """A name for a server, which is stopped if the test started one."""
+    yield request.node.name
+    if any(actor["name"] == request.node.name for actor in ray.util.list_named_actors(all_namespaces=True)):
+        stop(request.node.name)
+
+
+def server_pid(found):
+    """The process that listens at a tcp address; None for no such process."""
+    host, _, port = found.removeprefix("tcp://").rpartition(":")
+    local = "".join(f"{int(part):02X}" for part in reversed(host.split("."))) + f":{int(port):04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[1] == local and row[3] == LISTENING}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # a process that ended meanwhile
+            if any(str(link.readlink()) in sockets for link in (folder / "fd").iterdir()):
+                return int(folder.name)
+    return None
+
+
+@ray.remote(num_cpus=0)
+def look_up(name):
+    return address(name), ray.get_runtime_context().get_node_id()
+
+
+@ray.remote(num_cpus=0)
+def ask(found):
+    with LevelClient(found) as client:
+        return client.next()[0].level
+
+
+@pytest.mark.usefixtures("cluster")
+def test_on_one_node_it_listens_on_loopback_which_no_other_node_takes_for_its_own():
+    assert address("of one node").startswith("tcp://127.0.0.1:")
+    assert ray.get(look_up.options(resources={"here": 1}).remote("of one node"))[0] == address("of one node")
+    with pytest.raises(InvalidInput, match="loopback of another node"):
+        ray.get(look_up.options(resources={"there": 1}).remote("of one node"))
+
+
+def test_several_nodes_need_a_word_said_aloud(name):
+    with pytest.raises(InvalidInput, match=r"insecure: expected True, said aloud, on a cluster of 2 nodes"):
+        start(Config(), name)
+    with pytest.raises(InvalidInput, match="name: expected that of a server started on this cluster"):
+        address(name)
+
+
+def test_every_node_finds_it_by_name(name):
+    found = start(Config(levels=[3, 5]), name, insecure=True, resources={"there": 1})
+    assert not found.startswith("tcp://127.")
+    here = ray.get(look_up.options(resources={"here": 1}).remote(name))
+    there = ray.get(look_up.options(resources={"there": 1}).remote(name))
+    assert (here[0], there[0]) == (found, found)
+    assert here[1] != there[1]
+    assert ray.get(ask.options(resources={"here": 1}).remote(found)) in {3, 5}
+    with pytest.raises(InvalidInput, match="name: expected a name that is free"):
+        start(Config(), name, insecure=True)
+    with Trainer(found) as trainer:
+        assert trainer.stats()["levels"] == 2  # the first one is unharmed
+
+
+def test_several_curricula(name):
+    found = start({"train": Config(), "eval": Config(levels=range(7))}, name, insecure=True)
+    with Trainer(found, curriculum="eval") as trainer:
+        assert trainer.stats()["levels"] == 7
+
+
+def test_a_port_that_is_taken_and_the_name_is_given_back(name):
+    port = int(start(Config(), name, insecure=True).rpartition(":")[2])
+    with pytest.raises(ServerStartError, match=r"AddressTaken: address: expected a free one, got tcp://.*, taken by"):
+        start(Config(), "another", insecure=True, port=port)
+    start(Config(), "another", insecure=True)
+    stop("another")
+
+
+def test_the_death_of_the_actor_ends_the_server(name):
+    found = start(Config(), name, insecure=True, resources={"there": 1})
+    pid = server_pid(found)
+    assert pid is not None
+    ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+    faults.eventually(lambda: faults.gone(pid), "the server ends with its actor")
+    start(Config(), name, insecure=True)
+
+
+def test_stop_ends_it(name):
+    pid = server_pid(start(Config(), name, insecure=True))
+    stop(name)
+    faults.eventually(lambda: faults.gone(pid), "the server ends")
+    with pytest.raises(InvalidInput, match="name: expected that of a server"):
+        stop(name)
+
+
+def test_the_death_of_the_server_ends_the_actor(name):
+    os.kill(server_pid(start(Config(), name, insecure=True)), signal.SIGKILL)
+
+    def gone():
+        try:
+            address(name)
+        except (InvalidInput, ray.exceptions.RayActorError):
+            return True
+        return False
+
+    faults.eventually(gone, "the name is given back")
+
+
+def test_an_actor_that_may_restarts_the_server_where_clients_find_it(name):
+    first = start(Config(), name, insecure=True)
+    port = int(first.rpartition(":")[2])
+    stop(name)
+    faults.eventually(lambda: server_pid(first) is None, "the port is free")
+    found = start(Config(levels=[4]), name, port=port, insecure=True, max_restarts=1, resources={"there": 1})
+    assert found == first
+    with LevelClient(found) as client:
+        assert client.next()[0].level == 4
+        pid = server_pid(found)
+        os.kill(pid, signal.SIGKILL)
+        assert client.next()[0].level == 4  # asked again until the new server answers
+    assert address(name) == found
+    assert server_pid(found) != pid
+
+
+def test_it_outlives_the_job_that_started_it(cluster, name):
+    out = faults.run_script(
+        """
+        import sys
+        import ray
+        from plr_server import Config
+        from wrappers.ray import start
+        ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+        print("at", start(Config(levels=range(11)), sys.argv[2], insecure=True))
+        """,
+        cluster.address,
+        name,
+    )
+    found = address(name)
+    assert f"at {found}" in out
+    with Trainer(found) as trainer:
+        assert trainer.stats()["levels"] == 11
+
+
+def test_env_runners_of_another_node_train_on_its_levels(name, tmp_path):
+    daemon_node = ray.nodes()[0]["NodeID"]
+    start(
+        Config(levels=range(50), replay_prob=0.5),
+        name,
+        insecure=True,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(daemon_node, soft=False),
+    )
+    other = "there" if "here" in ray.nodes()[0]["Resources"] else "here"
+    register_env("by name", lambda _: LevelReplay(ShowsLevel(5, 20), address(name)))
+    config = (
+        PPOConfig()
+        .environment("by name")
+        .env_runners(num_env_runners=2, num_envs_per_env_runner=2, custom_resources_per_env_runner={other: 1})
+        .fault_tolerance(restart_failed_env_runners=False)
+        .learners(
+            num_learners=1,
+            learner_class=RecordingLearner,
+            learner_config_dict={"plr_address": address(name), "records": str(tmp_path)},
+        )
+        .training(train_batch_size_per_learner=120, num_epochs=1, minibatch_size=60)
+        .rl_module(model_config={"fcnet_hiddens": [8]})
+    )
+    algorithm = config.build_algo()
+    try:
+        nodes = algorithm.env_runner_group.foreach_env_runner(
+            lambda _: ray.get_runtime_context().get_node_id(), local_env_runner=False
+        )
+        assert len(nodes) == 2
+        assert daemon_node not in nodes
+        for _ in range(3):
+            algorithm.train()
+        with Trainer(address(name)) as trainer:
+            stats = trainer.stats()
+        assert stats["sessions"] >= 4 + 1  # an env each, the learner
+    finally:
+        algorithm.stop()
+    rows = seen_rows(load(tmp_path, "seen"))
+    assert rows.total() >= 360
+    assert len({level for level, *_ in rows}) >= 10
+    assert pushed_rows(load(tmp_path, "pushed")) == rows
+    assert stats["steps"] == rows.total()

@@ -1,0 +1,272 @@
+"""LevelReplayParallel: a PettingZoo parallel env that plays the levels the server assigns, and pushes its rollouts.
+
+May be imported by users; needs `pettingzoo`. It never computes scores: it hands over what each agent did, and which
+columns are the agents of one env; the server makes one score of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from plr_client import Assignment, InvalidInput, LevelClient, MissingDependency, Trainer
+from plr_client.protocol import DEFAULT_CURRICULUM
+from wrappers.env import level_id
+from wrappers.vector import RECORDED_STEPS_MAX
+
+try:
+    from pettingzoo import ParallelEnv
+    from pettingzoo.utils import BaseParallelWrapper
+except ModuleNotFoundError as error:
+    raise MissingDependency("pettingzoo", "pettingzoo") from error
+
+Bools = NDArray[np.bool_]
+PerAgent = ArrayLike | Mapping[Any, ArrayLike]
+
+
+class LevelReplayParallel(BaseParallelWrapper):
+    """Asks the server for a level at every reset, plays it with all agents, and records what they do.
+
+    The level is the seed of the wrapped env's reset, or whatever `set_level` makes of it. `reset(seed=...)` never picks
+    the level: a seed is ignored, or with `set_level` handed on. `reset(options={"level": 7})` plays level 7 for that
+    episode, outside the curriculum and unscored. The other options reach the env.
+
+    Every agent's info of a reset, and of resets only, carries `plr_level` (int), `plr_is_replay`, `plr_train` and
+    `plr_scored` (bools). They are the env's attributes too, of the episode being played:
+
+    Attributes:
+        level: the level's id; None before the first reset.
+        is_replay: True where the level was drawn from the seen ones, False where it is new.
+        train: whether the trainer should learn from this episode; False only under robust PLR for new levels.
+        scored: False where the level was picked through the options.
+        address: where the server listens.
+
+    Rewards and ends of every agent are recorded, over as many episodes as you play, so that the trainer hands over only
+    its values. The score of an episode is the mean over all steps of all agents: each agent's advantages come from its
+    own rewards and values, and an agent that ends early weighs as much as it has played.
+
+        for _ in range(T):
+            if not env.agents:
+                observations, _ = env.reset()
+            for agent in env.agents:
+                values[agent].append(...)         # V(observations[agent])
+            observations, *_ = env.step(actions)
+        env.push(values, next_values)             # {agent: V(observations[agent])} of those that go on
+
+    A reset in mid-episode ends it there without bootstrap. After 65 536 steps without a push the recording ends, for
+    trainers that push through `plr_client.Trainer` themselves. The connections open with the first request, in the
+    process that makes it.
+
+    Args:
+        env: a parallel env whose `possible_agents` are known; one made of an AEC env too.
+        address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
+        curriculum: the name of the curriculum, where the server has several.
+        set_level: for an env whose level is not its reset seed: called as `set_level(env, level)` with the wrapped env
+            and the level's id, or its payload where it has one, before each `env.reset`.
+
+    Raises:
+        InvalidInput: the address is not an ipc or tcp address, or `env` is no such env.
+    """
+
+    def __init__(
+        self,
+        env: ParallelEnv,
+        address: str,
+        *,
+        set_level: Callable[[ParallelEnv, Any], object] | None = None,
+        curriculum: str = DEFAULT_CURRICULUM,
+    ) -> None:
+        if not isinstance(env, ParallelEnv):
+            expected = "a parallel env (pettingzoo.utils.aec_to_parallel makes one of an AEC env)"
+            raise InvalidInput("env", expected, repr(env))
+        if not getattr(env, "possible_agents", None):
+            raise InvalidInput("env", "possible_agents, all that may ever play", "none")
+        super().__init__(env)
+        self.address = address
+        self.level: int | None = None
+        self.is_replay = False
+        self.train = False
+        self.scored = False
+        self._set_level = set_level
+        self._columns = {agent: n for n, agent in enumerate(env.possible_agents)}
+        self._playing: Bools = self._marked(())  # who takes the next step
+        self._rows: list[tuple[Any, ...]] = []
+        self._steps = 0  # since the last push
+        self._client = LevelClient(address, curriculum=curriculum)
+        self._trainer = Trainer(address, curriculum=curriculum)
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[Any, Any], dict[Any, dict[str, Any]]]:
+        """Starts an episode on the level that the server assigns.
+
+        Args:
+            seed: never picks the level; with `set_level` it is the seed of the wrapped env's reset.
+            options: for the wrapped env, except `"level"`: an int, the level to play outside the curriculum.
+
+        Returns:
+            Observations and infos by agent, and in every info the four `plr_` keys.
+
+        Raises:
+            InvalidInput: `options["level"]` is not an int, or the server's levels are payloads and there is no
+                `set_level`.
+            NoLevels: the server's levels are payloads, and none has been inserted yet.
+            ServerUnreachable: no reply from the server.
+        """
+        scored = options is None or "level" not in options
+        if options is None or scored:
+            assignment = self._client.next()[0]
+        else:
+            assignment = Assignment(level_id(options["level"]), is_replay=False, train=True)
+            options = {key: value for key, value in options.items() if key != "level"}
+        if self._set_level is None:
+            if assignment.payload is not None:
+                expected = "a function that makes a payload the env's level, because the server's levels are payloads"
+                raise InvalidInput("set_level", expected, "None")
+            seed = assignment.level
+        else:
+            self._set_level(self.env, assignment.level if assignment.payload is None else assignment.payload)
+        observations, infos = self.env.reset(seed=seed, options=options)
+        if self._rows:  # an episode in mid-play ends with its last step: what follows is another one
+            _, _, dones, *_ = self._rows[-1]
+            dones |= self._playing
+        self._playing = self._marked(self.env.agents)
+        self.level, self.is_replay, self.train = assignment.level, assignment.is_replay, assignment.train
+        self.scored = scored
+        told = {
+            "plr_level": self.level,
+            "plr_is_replay": self.is_replay,
+            "plr_train": self.train,
+            "plr_scored": self.scored,
+        }
+        return observations, {agent: {**infos.get(agent, {}), **told} for agent in self.env.agents}
+
+    def step(
+        self, actions: dict[Any, Any]
+    ) -> tuple[dict[Any, Any], dict[Any, float], dict[Any, bool], dict[Any, bool], dict[Any, dict[str, Any]]]:
+        """Steps the env and records what every agent that played got.
+
+        Args:
+            actions: by agent, as the env takes them.
+
+        Returns:
+            Observations, rewards, terminations, truncations and infos, as the env gives them.
+        """
+        observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        played, self._playing = self._playing, self._marked(self.env.agents)
+        terminated, truncated = (
+            self._marked(agent for agent, ended in ends.items() if ended) for ends in (terminations, truncations)
+        )
+        if self._steps == RECORDED_STEPS_MAX:
+            self._rows.clear()
+        elif self._steps < RECORDED_STEPS_MAX:
+            earned = np.zeros(len(played))
+            for agent, n in self._columns.items():
+                if played[n]:
+                    earned[n] = rewards.get(agent, 0.0)
+            dones = played & (terminated | truncated | ~self._playing)  # who has gone has ended, said or not
+            self._rows.append((played, earned, dones, dones & truncated & ~terminated, self.level, self.scored))
+        self._steps += 1
+        return observations, rewards, terminations, truncations, infos
+
+    def push(
+        self,
+        values: PerAgent | None,
+        next_values: PerAgent | None,
+        *,
+        final_values: PerAgent | None = None,
+        logits: PerAgent | None = None,
+    ) -> int:
+        """Pushes the T steps recorded since the last push, of K agents, and begins the next rollout.
+
+        Everything is given by agent, `{agent: ...}` with one entry for each step that the agent took, in order; or as
+        arrays (T, K) in the order of `possible_agents`, whose entries where an agent did not play are not read.
+
+        Args:
+            values: (T_a,) by agent, or (T, K): V of the observation before each step; None where the strategy needs
+                none.
+            next_values: a number by agent, or (K,): V of the observation last returned, read of the agents that go on.
+            final_values: for agents cut by a time limit, to bootstrap with V of their last observation: one entry by
+                agent for each time that happened, or (T, K), read where it did. Without it, a time limit counts as an
+                end without bootstrap.
+            logits: (T_a, A) by agent, or (T, K, A): action logits, for the strategies that read the policy. All agents
+                must have the same number A of actions.
+
+        Returns:
+            The number of episodes, or parts of episodes, that were scored.
+
+        Raises:
+            InvalidInput: a number of entries or a shape does not fit the steps recorded, none or too many were, or the
+                server refuses a field; the rollout is kept.
+            PlrError: as `Trainer.push`.
+        """
+        if not 0 < self._steps <= RECORDED_STEPS_MAX:
+            expected = (
+                f"1 to {RECORDED_STEPS_MAX} steps since the last one (or plr_client.Trainer, with arrays of yours)"
+            )
+            raise InvalidInput("push", expected, f"{self._steps}")
+        played, rewards, dones, truncated, levels, scored = map(np.array, zip(*self._rows, strict=True))
+        goes_on = played[-1:] & ~dones[-1:]
+        if isinstance(next_values, Mapping):
+            next_values = {
+                agent: np.asarray(next_values[agent])[np.newaxis]
+                for agent, n in self._columns.items()
+                if goes_on[0, n] and agent in next_values
+            }
+        elif next_values is not None:
+            next_values = np.asarray(next_values)[np.newaxis]
+        following = self._table("next_values", next_values, goes_on)
+        last = self._table("final_values", final_values, truncated)
+        pushed = self._trainer.push(
+            self._table("values", values, played),
+            rewards,
+            dones,
+            np.broadcast_to(levels[:, np.newaxis], played.shape),
+            None if following is None else following[0],
+            truncated=None if last is None else truncated,
+            final_values=last,
+            valid=played & scored[:, np.newaxis],
+            logits=self._table("logits", logits, played),
+            groups=np.zeros(len(self._columns), np.int64),
+        )
+        self._rows.clear()
+        self._steps = 0
+        return pushed
+
+    def close(self) -> None:
+        """Gives the level in flight back to the server, closes the connections and the wrapped env."""
+        self._client.close()
+        self._trainer.close()
+        super().close()
+
+    def _marked(self, agents: Iterable[Any]) -> Bools:
+        """Returns (K,) whether each of the possible agents is among these."""
+        mask = np.zeros(len(self._columns), np.bool_)
+        mask[[self._columns[agent] for agent in agents]] = True
+        return mask
+
+    def _table(self, name: str, given: PerAgent | None, read: Bools) -> NDArray[Any] | None:
+        """Returns what was given by agent as an array (T, K, ...), 0 where it is not to be read."""
+        if given is None:
+            return None
+        if not isinstance(given, Mapping):
+            array = np.asarray(given)
+            if array.shape[:2] != read.shape:
+                expected = f"shape {read.shape}, of {len(read)} steps and {len(self._columns)} possible agents"
+                raise InvalidInput(name, expected, f"shape {array.shape}")
+            return np.where(read.reshape(*read.shape, *[1] * (array.ndim - 2)), array, 0)
+        for agent in given.keys() - self._columns.keys():
+            raise InvalidInput(name, f"agents among {list(self._columns)}", repr(agent))
+        entry = next((np.shape(array)[1:] for array in given.values() if np.size(array)), ())
+        table = np.zeros((*read.shape, *entry))
+        for agent, n in self._columns.items():
+            array, rows = np.asarray(given.get(agent, ())), read[:, n]
+            count = int(rows.sum())
+            if array.shape != (count, *entry) and (count or array.size):
+                expected = f"shape {(count, *entry)}, by the steps recorded since the last push"
+                raise InvalidInput(f"{name}[{agent!r}]", expected, f"shape {array.shape}")
+            table[rows, n] = array if count else 0.0
+        return table

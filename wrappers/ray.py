@@ -1,0 +1,126 @@
+"""The curriculum server on a Ray cluster: a detached actor runs it, and every node finds it by name.
+
+May be imported by users; imports ray, and plr_server only where the server runs. It never touches the curriculum: the
+clients talk to the server over tcp as they do elsewhere, and Ray only says where it is.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from plr_client import InvalidInput, MissingDependency, ServerStartError
+
+try:
+    import ray
+except ImportError as error:
+    raise MissingDependency("ray", "rllib") from error
+
+if TYPE_CHECKING:
+    from plr_server import Config
+
+NAMESPACE = "plr-server"  # a detached actor is found from other jobs too, whose own namespaces differ
+LOOPBACK = "127.0.0.1"
+
+
+def start(
+    config: Config | Mapping[str, Config],
+    name: str = "plr",
+    *,
+    port: int = 0,
+    insecure: bool = False,
+    **actor_options: Any,
+) -> str:
+    """Starts a server on the cluster; it stays when this job ends, until `stop`.
+
+    The server listens on loopback, for a cluster of one node, or with `insecure` on the IP address of its node. Where
+    the actor is restarted (`max_restarts`), so is the server, with an empty table; on the same node and with a `port`
+    of its own it comes back at its address, and clients go on with it by themselves.
+
+    Args:
+        config: the curriculum's configuration; or several by name, each a curriculum of its own in the one server.
+        name: what the cluster knows it by.
+        port: where it listens; 0 for a free one.
+        insecure: listen beyond loopback: there is no authentication, so whoever reaches the node may read and change
+            the curriculum. Needed where the cluster has several nodes.
+        actor_options: Ray's own, for the placement of the actor and its restarts, such as `resources` or
+            `max_restarts`. By default it takes no CPU and is not restarted.
+
+    Returns:
+        The address, `tcp://HOST:PORT`, once clients can connect.
+
+    Raises:
+        InvalidInput: there is a server of that name already, or several nodes and no `insecure`.
+        ServerStartError: the configuration or the address cannot be served.
+    """
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if nodes > 1 and not insecure:
+        expected = (
+            f"True, said aloud, on a cluster of {nodes} nodes: only beyond loopback do the others reach the server, "
+            "and there anybody may change the curriculum"
+        )
+        raise InvalidInput("insecure", expected, "False")
+    actor = ray.remote(num_cpus=0, max_task_retries=-1)(_Daemon)  # retries: who asks during a restart waits for it
+    detached = actor.options(**actor_options, name=name, namespace=NAMESPACE, lifetime="detached")
+    try:
+        daemon = detached.remote(config, port, insecure)
+    except ValueError as error:  # how Ray says that the name is taken
+        expected = "a name that is free (stop() ends the server that has it, address() finds it)"
+        raise InvalidInput("name", expected, repr(name)) from error
+    try:
+        return str(ray.get(daemon.address.remote())[0])
+    except ray.exceptions.ActorDiedError as error:  # its text ends with what the constructor raised
+        raise ServerStartError(str(error).strip().splitlines()[-1]) from error
+
+
+def address(name: str = "plr") -> str:
+    """Returns where the server of that name listens; for env creators, which run on any node.
+
+    Raises:
+        InvalidInput: there is no server of that name, or it listens on the loopback of another node.
+    """
+    found, node = ray.get(_daemon(name).address.remote())
+    if LOOPBACK in found and node != ray.get_runtime_context().get_node_id():
+        expected = "that of a server that other nodes reach (start it with insecure=True)"
+        raise InvalidInput("name", expected, f"{name!r}, which listens on the loopback of another node")
+    return str(found)
+
+
+def stop(name: str = "plr") -> None:
+    """Ends the server of that name.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    ray.kill(_daemon(name))
+
+
+def _daemon(name: str) -> Any:
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError as error:
+        raise InvalidInput("name", "that of a server started on this cluster (start)", repr(name)) from error
+
+
+class _Daemon:
+    """Runs the server process and lives as long as it: each ends when the other does.
+
+    A restarted actor runs its constructor again. Whatever is to outlive the server must come back from there.
+    """
+
+    def __init__(self, config: Config | Mapping[str, Config], port: int, insecure: bool) -> None:
+        from plr_server import launch  # noqa: PLC0415  needed on this node alone
+
+        host = ray.util.get_node_ip_address() if insecure else LOOPBACK
+        self._context = launch(config, f"tcp://{host}:{port}", insecure=insecure)
+        self._server = self._context.__enter__()  # it ends with this process, however that dies
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def address(self) -> tuple[str, str]:
+        return self._server.address, ray.get_runtime_context().get_node_id()
+
+    def _watch(self) -> None:
+        self._server.process.wait()
+        os._exit(1)  # the way for Ray to see a crash, and to restart the actor where it may
