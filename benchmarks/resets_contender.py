@@ -95,7 +95,7 @@ def rate(contender: Contender, num_levels: int, seconds: float, rng: np.random.G
     push_now_and_then(contender, num_levels, seconds, rng, lambda: time.sleep(0.01))
     waits = [results.get() for _ in workers]
     for worker in workers:
-        worker.join()
+        worker.kill()  # Syllabus' would wait for ever: nobody reads the queue of waits that it keeps for its log
     return {"rate": sum(map(len, waits)) / seconds} | quantiles(np.concatenate(waits))
 
 
@@ -111,7 +111,6 @@ def play(contender: Contender, begin: Any, results: Any, seconds: float) -> None
             ended = env.step(0)[2]
         env.reset()
     results.put(env.waits)
-    env.close()
 
 
 def wait(contender: Contender, num_levels: int, seconds: float, rng: np.random.Generator) -> dict[str, float]:
@@ -121,7 +120,7 @@ def wait(contender: Contender, num_levels: int, seconds: float, rng: np.random.G
     actions = np.zeros(NUM_ENVS, np.int64)
     push_now_and_then(contender, num_levels, seconds, rng, lambda: envs.step(actions))
     waits = np.concatenate([waits[1:] for waits in envs.get_attr("waits")])  # the first one connects
-    envs.close()
+    envs.close(terminate=True)
     return quantiles(waits)
 
 
