@@ -197,6 +197,25 @@ def test_every_row_is_credited_to_its_level_and_none_is_lost(
         envs.close()
 
 
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_an_episode_cut_right_after_a_push_is_not_taken_for_the_one_before(block: int, masked: bool) -> None:
+    config = Config(levels=[LONG], strategy="one_step_td_error", gamma=VALUE_DISCOUNT, partial="stitch")
+    with launch(config) as server:
+        envs = build(server.address, sync_envs, DISABLED, "bare", n=3)
+        drive = Drive(envs)
+        for steps in (block, 9):  # the second episode is whole, and must be scored as such
+            for _ in range(steps):
+                drive.step()
+            drive.push(final=True)
+            if steps == block:
+                assert scores_of(server.address) == {}
+                mask = np.array([True, True, True])
+                drive.begin(envs.reset(options={"reset_mask": mask} if masked else None)[0])
+        assert scores_of(server.address) == pytest.approx({LONG: td_error_of(LONG, bootstraps=True)}, rel=1e-6)
+        envs.close()
+
+
 @pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
 def test_without_final_values_a_time_limit_is_an_end(mode: AutoresetMode) -> None:
     with launch(CONFIG) as server:

@@ -107,6 +107,7 @@ class LevelReplayVector(VectorWrapper):
         self.scored: Bools = np.zeros(envs.num_envs, np.bool_)
         self.valid: Bools = np.zeros(envs.num_envs, np.bool_)
         self._rollout = _Rollout(envs.num_envs)
+        self._columns = np.arange(envs.num_envs)  # what the server knows the envs by
         self._client = LevelClient(address, curriculum=curriculum, prefetch=prefetch)
         self._trainer = Trainer(address, curriculum=curriculum)
 
@@ -143,9 +144,13 @@ class LevelReplayVector(VectorWrapper):
         else:
             observations, infos = self._assign(rows, options)
         if masked:
-            self._rollout.cut(rows, keep_truncated=self._mode is not AutoresetMode.NEXT_STEP)
+            if self._rollout.steps:
+                self._rollout.cut(rows, keep_truncated=self._mode is not AutoresetMode.NEXT_STEP)
+            else:  # the episodes cut here were pushed as going on: nothing of the next ones may be taken for theirs
+                self._columns = _replaced(self._columns, rows, self._columns[rows] + self.num_envs)
         else:
             self._rollout.clear()
+            self._trainer.close()  # as above, for all of them
             self.valid = np.zeros_like(self._none)
         if not self._autoreset_survives_reset:
             self._ended = self._ended & ~rows
@@ -253,6 +258,7 @@ class LevelReplayVector(VectorWrapper):
             final_values=final_values,
             valid=rows["valid"],
             logits=logits,
+            columns=self._columns,
         )
         rollout.clear()
         return scored
