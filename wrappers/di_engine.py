@@ -20,7 +20,7 @@ from plr_client import ConfigError, InvalidInput, LevelClient, MissingDependency
 from plr_client.protocol import DEFAULT_CURRICULUM
 
 if TYPE_CHECKING:
-    from plr_server.launch import Server
+    from plr_server import Config
 
 MAX_SEED = 2**24  # DI-engine's rows carry seeds as float32, which holds every integer up to here
 
@@ -114,12 +114,15 @@ class LevelSampler:
         self._known = frozenset(self._seeds)
         self._strategy: str = section["strategy"]
         self._decay = _decay(section)
-        self._in_turn = itertools.cycle(self._seeds)
+        self._in_turn: itertools.cycle[int] = itertools.cycle(self._seeds)
         self._slots = itertools.cycle(range(_positive(num_actors)))
         self._rng = np.random.default_rng(section.get("seed", 0))
         with contextlib.ExitStack() as resources:
-            own = None if "address" in section else resources.enter_context(_launched(section, self._seeds))
-            self.address: str = section["address"] if own is None else own.address
+            if "address" not in section:
+                from plr_server import launch  # noqa: PLC0415  a user of a running server need not import one
+
+                section["address"] = resources.enter_context(launch(_config(section, self._seeds))).address
+            self.address: str = section["address"]
             curriculum = section.get("curriculum", DEFAULT_CURRICULUM)
             self._trainer = resources.enter_context(Trainer(self.address, curriculum=curriculum))
             self._client = resources.enter_context(LevelClient(self.address, curriculum=curriculum))
@@ -304,9 +307,9 @@ def _decay(section: Mapping[str, Any]) -> float:
     return decay
 
 
-def _launched(section: Mapping[str, Any], seeds: list[int]) -> contextlib.AbstractContextManager[Server]:
-    """Returns a server of the section's configuration, as a context."""
-    from plr_server import Config, launch  # noqa: PLC0415  a user of a running server need not import one
+def _config(section: Mapping[str, Any], seeds: Sequence[int]) -> Config:
+    """Returns the section in our words."""
+    from plr_server import Config  # noqa: PLC0415  as above
 
     given = {**_DEFAULTS, **section}
     if given["staleness_transform"] != "power":
@@ -315,11 +318,10 @@ def _launched(section: Mapping[str, Any], seeds: list[int]) -> contextlib.Abstra
     replay_prob = 1.0 - _share("nu", given["nu"]) if given["replay_schedule"] == "fixed" else 1.0
     fields = {field: given[key] for key, field in _FIELD_OF.items()}
     try:
-        config = Config(levels=tuple(seeds), replay_prob=replay_prob, **fields)
+        return Config(levels=tuple(seeds), replay_prob=replay_prob, **fields)
     except ConfigError as error:
-        keys = {field: f"level_replay.{key}" for key, field in _FIELD_OF.items()} | {"levels": "seeds"}
-        raise InvalidInput(keys[error.field], error.expected, error.got) from error
-    return launch(config)
+        names = {field: f"level_replay.{key}" for key, field in _FIELD_OF.items()} | {"levels": "seeds"}
+        raise InvalidInput(names[error.field], error.expected, error.got) from error
 
 
 def _share(key: str, value: Any) -> float:
