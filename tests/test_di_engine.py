@@ -50,7 +50,7 @@ def collected(rng, num_envs, longest):
 
     Each env plays one level. A trajectory is handed over when its episode ends or it has `longest` rows, until there
     are `num_envs * longest` rows; what is more is dropped. Beside DI-engine's columns: `episode` of the env, and
-    `error`, the one-step TD error, NaN where the rows cannot tell it: at the last one, if that cut its trajectory again.
+    `error`, the one-step TD error; NaN where rows cannot tell it: at the last one, if a trajectory was cut again there.
     """
     levels = rng.integers(NUM_LEVELS // 3, size=num_envs) * 3  # several envs on one level
     waiting, episode = [[] for _ in range(num_envs)], np.zeros(num_envs, int)
@@ -130,6 +130,15 @@ def test_nested_observations_are_compared_whole(sampler):
         assert trainer.stats()["scores"] == before + 2
 
 
+def test_an_observation_that_comes_again_joins_no_ended_episode(sampler):
+    """One env, of which every observation is the same: two rows, two that end the episode, then two new episodes."""
+    columns = {"seed": np.full(6, 3.0), "done": np.array([0, 0, 0, 1, 1, 1.0]), "logit": np.zeros((6, 3))}
+    with Trainer(sampler.address, curriculum="min_margin") as trainer:
+        before = trainer.stats()["scores"]
+        sampler.update_with_rollouts(columns | {"obs": np.zeros((6, 1)), "next_obs": np.zeros((6, 1))}, 3)
+        assert trainer.stats()["scores"] == before + 3
+
+
 @pytest.mark.parametrize(
     ("column", "value", "error"),
     [
@@ -201,6 +210,7 @@ def test_the_section_in_our_words():
         replay_prob=0.5,
         min_fill_ratio=0.2,
     )
+    assert di_engine._config(di_engine._checked({"nu": 0.2}), [1]).replay_prob == 0.8
     given = {"strategy": "gae", "replay_schedule": "proportionate", "score_transform": "power", "temperature": 0.3}
     given |= {"eps": 0.1, "rho": 0.4, "nu": 0.9, "alpha": 0.7, "staleness_coef": 0.6, "staleness_temperature": 2.0}
     assert di_engine._config(di_engine._checked(given | {"seed": 3}), [7, 5]) == Config(
