@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from di_engine_rows import TellingProcgen, told
 
 import wrappers.di_engine
 from plr_client import InvalidInput, ServerUnreachable, Trainer
@@ -25,6 +24,8 @@ with warnings.catch_warnings():
     import torch
     from ding.data.level_replay import level_sampler
     from ding.entry import serial_entry_plr
+    from ding.envs import BaseEnvTimestep
+    from dizoo.procgen.envs.procgen_env import ProcgenEnv
     from yapf.yapflib import yapf_api
 
 pytestmark = [  # what the libraries say of themselves and of each other
@@ -36,6 +37,36 @@ pytestmark = [  # what the libraries say of themselves and of each other
 ]
 NUM_ENVS = 4
 DISCOUNT, GAE_LAMBDA = 0.99, 0.95  # PPG's defaults, which the shipped configuration leaves as they are
+
+
+class TellingProcgen(ProcgenEnv):
+    """Has in its `cfg` beside ProcgenEnv's keys `number`, and `max_steps`, after which an episode ends."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self._episode = -1
+
+    def reset(self):
+        self._episode, self._step = self._episode + 1, 0
+        return self._telling(super().reset())
+
+    def step(self, action):
+        obs, reward, done, info = super().step(action)
+        self._step += 1
+        if self._step == self._cfg.max_steps:
+            done, info["eval_episode_return"] = True, self._eval_episode_return
+        return BaseEnvTimestep(self._telling(obs), reward, done, info)
+
+    def _telling(self, obs):
+        level = self._env.unwrapped.env.get_info()[0]["level_seed"]
+        for place, number in enumerate((self._cfg.number, level, self._episode, self._step)):
+            obs[:2, 0, place] = number % 256, number // 256
+        return obs
+
+
+def told(observations):
+    """Returns (B, 4) ints: the env, level, episode and step that observations (B, 3, 64, 64) are of."""
+    return observations[:, :2, 0, :4].astype(np.int64).transpose(0, 2, 1) @ [1, 256]
 
 
 @pytest.fixture
