@@ -1,0 +1,173 @@
+"""wrappers.level_replay on rollouts of level-replay's shapes, from real envs that tell their level in observations."""
+
+from __future__ import annotations
+
+import gc
+from collections import defaultdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from level_replay_loop import (
+    ENVS,
+    GAE_LAMBDA,
+    GAMMA,
+    PAPER,
+    SCORES,
+    SEEDS,
+    SPACES,
+    STEPS,
+    Rollouts,
+    Training,
+    train_and_check,
+    value_score,
+)
+
+from plr_client import ConfigError, InvalidInput, LevelOutsideSpace, ServerUnreachable, Trainer
+from plr_server import Config, launch
+from wrappers.level_replay import LevelSampler
+
+
+@pytest.mark.parametrize("tells_next", [False, True])
+@pytest.mark.parametrize("strategy", SCORES)
+def test_its_train_loop_scores_what_was_played(strategy, tells_next):
+    train_and_check(strategy, Rollouts(), tells_next=tells_next)
+
+
+def test_new_scores_are_mixed_with_old_ones_by_alpha():
+    with_old = {}
+    sampler = LevelSampler(SEEDS, *SPACES, num_actors=ENVS, strategy="value_l1", alpha=0.25, **PAPER)
+    rollouts = Rollouts()
+    rollouts.level_seeds += 110
+    for advantage in (4.0, 8.0):
+        rollouts.returns[:] = advantage
+        for n in range(1, ENVS):
+            rollouts.level_seeds[:, n] = 110 + n
+        sampler.update_with_rollouts(rollouts)
+        with_old[advantage] = sampler.seed_scores[10]
+    assert with_old == {4.0: 4.0, 8.0: 5.0}
+    sampler.close()
+
+
+def test_a_daemon_computes_the_advantages_itself(ipc):
+    config = Config(levels=SEEDS, gamma=GAMMA, gae_lambda=GAE_LAMBDA)
+    with launch(config, ipc), Trainer(ipc) as trainer:
+        sampler = LevelSampler(SEEDS[:20], *SPACES, num_actors=ENVS, strategy="value_l1", address=ipc)
+        training = Training(sampler, Rollouts())
+        training.play_block()
+        sampler.update_with_rollouts(training.rollouts)
+        possible = defaultdict(list)
+        for n, level, rows in training.episodes():
+            possible[level].append(value_score(training.rollouts, n, rows, abs))
+        levels, scores, _, seen = trainer.scores()
+        assert set(levels[seen].tolist()) == set(possible)
+        for level, score in zip(levels[seen].tolist(), scores[seen].tolist(), strict=True):
+            assert any(score == pytest.approx(one) for one in possible[level])
+        sampler.close()
+        assert trainer.stats()["pushes"] == 1  # it runs on
+        with pytest.raises(LevelOutsideSpace, match="1 that it does not have"):
+            LevelSampler([100, 99], strategy="value_l1", address=ipc)
+        with pytest.raises(InvalidInput, match="value_l1, the daemon's"):
+            LevelSampler(SEEDS, strategy="gae", address=ipc)
+
+
+def test_rho_and_nu():
+    """Below rho only new seeds; from there on a new one with probability nu; all seen, only replays."""
+    sampler = LevelSampler(SEEDS, *SPACES, strategy="value_l1", rho=0.5, nu=0.2)
+    trainer = sampler._trainer
+    trainer.push_scores(SEEDS[:14], np.ones(14))
+    assert set(SEEDS[:14]).isdisjoint(sampler.sample() for _ in range(100))
+    trainer.push_scores(SEEDS[14:15], [1.0])
+    drawn = [sampler.sample() for _ in range(1000)]
+    assert sum(seed in SEEDS[15:] for seed in drawn) == pytest.approx(200, abs=60)  # 4.7 standard deviations
+    trainer.push_scores(SEEDS[15:], np.ones(15))
+    assert trainer.stats()["replay_share"] < 0.8
+    replays = trainer.stats()["replays"]
+    for _ in range(100):
+        sampler.sample()
+    assert trainer.stats()["replays"] == replays + 100
+    sampler.close()
+
+
+def test_the_papers_schedule_replays_once_all_is_seen():
+    sampler = LevelSampler(SEEDS, *SPACES, strategy="value_l1", **PAPER | {"rho": 1.0})
+    sampler._trainer.push_scores(SEEDS[:29], np.arange(29.0))
+    assert {sampler.sample() for _ in range(100)} == {129}
+    sampler._trainer.push_scores([129], [0.5])
+    assert [sampler.sample() for _ in range(200)].count(128) > 150
+    sampler.close()
+
+
+def test_the_baselines_learn_nothing():
+    sequential, random = LevelSampler(SEEDS, *SPACES, strategy="sequential"), LevelSampler(SEEDS, *SPACES)
+    assert [sequential.sample() for _ in range(31)] == [*SEEDS, 100]
+    assert sequential.sample("sequential") == 101
+    assert len({random.sample() for _ in range(300)}) == 30
+    for sampler in (sequential, random):
+        sampler.update_with_rollouts(Rollouts())
+        assert sampler._trainer.stats()["pushes"] == 0
+        assert not sampler.requires_value_buffers
+        sampler.close()
+
+
+def test_what_its_train_loop_reads():
+    sampler = LevelSampler(SEEDS[::-1], *SPACES, num_actors=3, strategy="value_l1")
+    assert sampler.seed_range() == (100, 129)
+    assert sampler.requires_value_buffers
+    assert sampler.seeds.tolist() == SEEDS[::-1]
+    assert [sampler.sample("sequential") for _ in range(31)] == [*SEEDS[::-1], 129]
+    assert sampler.sample_weights().tolist() == [0.0] * 30
+    assert (sampler.unseen_seed_weights == 1).all()
+    assert isinstance(sampler.sample("value_l1"), int)
+    assert sampler.seed_staleness.shape == (30,)
+    with pytest.raises(InvalidInput, match="sequential or value_l1"):
+        sampler.sample("random")
+    sampler.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"masks": None}, InvalidInput, "with masks"),
+        ({"returns": None}, InvalidInput, "with returns"),
+        ({"masks": np.ones((STEPS, ENVS, 1))}, InvalidInput, r"masks: expected shape \(33, 5\)"),
+        ({"returns": np.full((STEPS + 1, ENVS, 1), np.nan)}, InvalidInput, "finite"),
+        ({"value_preds": np.zeros((STEPS + 1, ENVS, 2))}, InvalidInput, "value_preds"),
+        ({"level_seeds": np.full((STEPS, ENVS, 1), 99)}, LevelOutsideSpace, "99"),
+    ],
+)
+def test_a_bad_rollout_is_refused_whole(change, error, match):
+    sampler = LevelSampler(SEEDS, *SPACES, num_actors=ENVS, strategy="value_l1")
+    fields = vars(Rollouts()) | {"level_seeds": np.full((STEPS, ENVS, 1), 100)}
+    bad = {name: value for name, value in (fields | change).items() if value is not None}
+    with pytest.raises(error, match=match):
+        sampler.update_with_rollouts(SimpleNamespace(**bad))
+    assert (sampler.unseen_seed_weights == 1).all()
+    sampler.update_with_rollouts(SimpleNamespace(**fields))
+    assert sampler.unseen_seed_weights[0] == 0
+    sampler.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"strategy": "off"}, InvalidInput, "strategy: expected one of random, sequential"),
+        ({"staleness_transform": "rank"}, InvalidInput, "power"),
+        ({"num_actors": 0}, InvalidInput, "1 or more"),
+        ({"replay_schedule": "proportionate"}, InvalidInput, "rho: expected 0 or 1 under the schedule proportionate"),
+        ({"temperature": -1.0}, ConfigError, "temperature"),
+        ({"nu": 2.0}, ConfigError, "replay_prob"),
+    ],
+)
+def test_what_is_not_here_says_what_to_do_instead(arguments, error, match):
+    with pytest.raises(error, match=match):
+        LevelSampler(SEEDS, *SPACES, **{"strategy": "value_l1"} | arguments)
+
+
+def test_the_server_ends_with_the_sampler():
+    sampler = LevelSampler(SEEDS, *SPACES)
+    address = sampler._client.address
+    del sampler
+    gc.collect()
+    with pytest.raises(ServerUnreachable):
+        Trainer(address, timeout_s=0.2).stats()

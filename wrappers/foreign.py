@@ -1,0 +1,112 @@
+"""What the drop-ins for level-replay and Syllabus share: their words in ours, their arrays, a server of their own.
+
+May be imported by `wrappers.level_replay` and `wrappers.syllabus` alone. It imports plr_server only to start one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plr_client import InvalidInput
+
+if TYPE_CHECKING:
+    from plr_server import Config
+
+# A forked child keeps its parent's servers alive: stopping them is the parent's business.
+_inherited: list[contextlib.ExitStack] = []
+
+
+def own_server(owner: object, config: Config) -> tuple[str, Callable[[], object]]:
+    """Starts a server that ends with `owner`, or earlier by the function that is returned, or with this process.
+
+    Args:
+        owner: the object that the server belongs to.
+        config: its configuration.
+
+    Returns:
+        Its address, and what stops it.
+
+    Raises:
+        ServerStartError: it did not start.
+    """
+    from plr_server import launch  # noqa: PLC0415  a user of a daemon's address needs no server
+
+    stack = contextlib.ExitStack()
+    address = stack.enter_context(launch(config)).address
+    return address, weakref.finalize(owner, _stop, stack, os.getpid())
+
+
+def _stop(stack: contextlib.ExitStack, pid: int) -> None:
+    if os.getpid() == pid:
+        stack.close()
+    else:
+        _inherited.append(stack)
+
+
+def replay_fields(schedule: str, rho: float, replay_prob: float) -> dict[str, Any]:
+    """Returns the fields of a `Config` that replay when level-replay's and Syllabus' words say so.
+
+    Args:
+        schedule: "fixed" or "proportionate".
+        rho: the share of levels seen before any replay, 0 to 1.
+        replay_prob: the probability of a replay after that; under "proportionate" its upper bound.
+
+    Raises:
+        InvalidInput: the schedule is neither, or `rho` lies between 0 and 1 under "proportionate": that is not here.
+    """
+    if schedule not in {"fixed", "proportionate"}:
+        raise InvalidInput("replay_schedule", "fixed or proportionate", repr(schedule))
+    if schedule == "proportionate" and rho:
+        if rho != 1.0:
+            expected = "0 or 1 under the schedule proportionate (replay_schedule='fixed' takes any from 0 to 1)"
+            raise InvalidInput("rho", expected, repr(rho))
+        schedule = "fixed"  # nothing is replayed until all is seen, and from then on nothing else: the schedules agree
+    return {"replay_schedule": schedule, "min_fill_ratio": rho, "replay_prob": replay_prob}
+
+
+def refuse(given: Mapping[str, Any], instead: Mapping[str, str], no_effect: frozenset[str]) -> None:
+    """Raises for arguments that have no counterpart here, unless they ask for nothing.
+
+    Args:
+        given: arguments by name.
+        instead: what to do instead, by name; None, False and 0 are what the argument is without it.
+        no_effect: names of arguments that change nothing here.
+
+    Raises:
+        InvalidInput: an argument asks for something, or neither list knows it.
+    """
+    for name, value in given.items():
+        if name in no_effect:
+            continue
+        if name not in instead:
+            raise InvalidInput(name, f"one of {', '.join(sorted({*instead, *no_effect}))}", "an unknown argument")
+        if value:
+            raise InvalidInput(name, instead[name], f"{value!r:.80}")
+
+
+def host_array(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Returns a copy of an array or torch tensor on any device, in a shape that may only add or drop axes of length 1.
+
+    Raises:
+        InvalidInput: it is no array of numbers, does not fit the shape, or is not finite.
+    """
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    try:
+        array = np.array(value)
+    except Exception as error:  # whatever a foreign object raises when it cannot become an array
+        raise InvalidInput(name, f"numbers of shape {shape}", str(error)) from error
+    if array.dtype.kind not in "fiub":
+        raise InvalidInput(name, f"numbers of shape {shape}", f"dtype {array.dtype}")
+    if [n for n in array.shape if n != 1] != [n for n in shape if n != 1]:
+        raise InvalidInput(name, f"shape {shape}", f"shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise InvalidInput(name, "finite numbers", "others among them")
+    return array.reshape(shape)

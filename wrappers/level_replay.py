@@ -1,0 +1,238 @@
+"""A drop-in for level-replay's `LevelSampler`: its train loop, played by our server.
+
+May be imported by users; imports numpy and plr_client, never level-replay or torch. It has no code of level-replay and
+keeps no scores. What differs from it is in docs/level_replay.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plr_client import InvalidInput, LevelClient, LevelOutsideSpace, Trainer
+from plr_client.protocol import DEFAULT_CURRICULUM
+from wrappers.foreign import host_array, own_server, replay_fields
+
+VALUE_STRATEGIES = ("gae", "value_l1", "one_step_td_error")
+POLICY_STRATEGIES = ("policy_entropy", "least_confidence", "min_margin")
+BASELINES = ("random", "sequential")
+
+
+class LevelSampler:
+    """Draws seeds and learns from rollouts, with the arguments and methods of level-replay's.
+
+    It starts a server of its own, which ends with it; or uses a daemon, with `address`.
+
+    Attributes:
+        seeds: (n,) int64.
+        strategy: as given.
+
+    Args:
+        seeds: distinct ints; they are the server's level ids.
+        obs_space: no effect.
+        action_space: no effect: the number of actions is that of `action_log_dist`.
+        num_actors: how many envs play, 1 or more.
+        strategy: random, sequential, policy_entropy, least_confidence, min_margin, gae, value_l1 or one_step_td_error.
+        replay_schedule: fixed or proportionate.
+        score_transform: max, eps_greedy, rank, power, softmax or constant.
+        temperature: of the transform, above 0.
+        eps: of eps_greedy, 0 to 1.
+        rho: share of seeds seen before any replay, 0 to 1; under proportionate 0 or 1.
+        nu: probability of a new seed, under fixed, 0 to 1.
+        alpha: weight of a new score, above 0 up to 1.
+        staleness_coef: share of staleness in the weights, 0 to 1.
+        staleness_transform: power.
+        staleness_temperature: above 0.
+        gamma: discount of one_step_td_error, 0 to 1. The other strategies take the advantages from the rollouts.
+        address: where a daemon listens that is used instead; it has the configuration, these seeds as its levels, and
+            the train loop's gamma and gae_lambda.
+        curriculum: the name of the curriculum there.
+
+    Raises:
+        InvalidInput: an argument is not what it must be or has no counterpart here, or the daemon has another strategy.
+        ConfigError: a value is out of its range.
+        LevelOutsideSpace: the daemon does not have these seeds.
+        ServerUnreachable: no daemon at the address.
+    """
+
+    def __init__(  # noqa: PLR0917  as level-replay has them
+        self,
+        seeds: Sequence[int],
+        obs_space: Any = None,  # noqa: ARG002
+        action_space: Any = None,  # noqa: ARG002
+        num_actors: int = 1,
+        strategy: str = "random",
+        replay_schedule: str = "fixed",
+        score_transform: str = "power",
+        temperature: float = 1.0,
+        eps: float = 0.05,
+        rho: float = 0.2,
+        nu: float = 0.5,
+        alpha: float = 1.0,
+        staleness_coef: float = 0,
+        staleness_transform: str = "power",
+        staleness_temperature: float = 1.0,
+        *,
+        gamma: float = 0.999,
+        address: str | None = None,
+        curriculum: str = DEFAULT_CURRICULUM,
+    ) -> None:
+        known = (*BASELINES, *POLICY_STRATEGIES, *VALUE_STRATEGIES)
+        if strategy not in known:
+            raise InvalidInput("strategy", f"one of {', '.join(known)}", repr(strategy))
+        if staleness_transform != "power":
+            raise InvalidInput("staleness_transform", "power, with staleness_temperature", repr(staleness_transform))
+        if isinstance(num_actors, bool) or not isinstance(num_actors, int) or num_actors < 1:
+            raise InvalidInput("num_actors", "an integer, 1 or more", repr(num_actors))
+        self.strategy = strategy
+        self.seeds: NDArray[np.int64] = np.array(seeds, dtype=np.int64)
+        self._stop: Callable[[], object] | None = None
+        self._gamma_is_0 = address is None and strategy != "one_step_td_error"
+        if address is None:
+            from plr_server import Config  # noqa: PLC0415  a user of a daemon's address needs no server
+
+            config = Config(
+                levels=tuple(self.seeds.tolist()),
+                strategy=strategy,
+                transform=score_transform,
+                temperature=temperature,
+                eps=eps,
+                alpha=alpha,
+                staleness_coef=staleness_coef,
+                staleness_temperature=staleness_temperature,
+                gamma=0.0 if self._gamma_is_0 else gamma,
+                **replay_fields(replay_schedule, rho, 1.0 - nu if replay_schedule == "fixed" else 1.0),
+            )
+            address, self._stop = own_server(self, config)
+        self._trainer = Trainer(address, curriculum=curriculum)
+        self._client = LevelClient(address, curriculum=curriculum)
+        if self._stop is None:
+            if (daemons := self._trainer.stats()["strategy"]) != strategy:
+                raise InvalidInput("strategy", f"{daemons}, the daemon's", repr(strategy))
+            if missing := set(self.seeds.tolist()) - set(self._trainer.scores()[0].tolist()):
+                raise LevelOutsideSpace("seeds", "levels of the daemon", f"{len(missing)} that it does not have")
+        self._num_actors = num_actors
+        self._draws = 0
+        self._turn = 0  # of sample("sequential")
+        # Of the last block's last row: its seeds (N,), and where the episode goes on.
+        self._last: tuple[NDArray[np.int64], NDArray[np.bool_]] | None = None
+
+    @property
+    def requires_value_buffers(self) -> bool:
+        """Whether the strategy reads returns and value predictions."""
+        return self.strategy in VALUE_STRATEGIES
+
+    @property
+    def seed_scores(self) -> NDArray[np.float64]:
+        """(n,) scores, in the order of the level space."""
+        return self._trainer.scores()[1]
+
+    @property
+    def seed_staleness(self) -> NDArray[np.int64]:
+        """(n,) how many draws ago each seed was last drawn."""
+        return self._trainer.scores()[2]
+
+    @property
+    def unseen_seed_weights(self) -> NDArray[np.float64]:
+        """(n,) 1 for a seed without a score, else 0."""
+        return 1.0 - self._trainer.scores()[3]
+
+    def seed_range(self) -> tuple[int, int]:
+        """Returns the smallest and the largest seed."""
+        return int(self.seeds.min()), int(self.seeds.max())
+
+    def sample(self, strategy: str | None = None) -> int:
+        """Returns the seed of the next episode.
+
+        Args:
+            strategy: None or the sampler's own. Also "sequential", which takes the seeds in turn, as for the first
+                episodes of a training run: those are no draws, but their rollouts count.
+
+        Raises:
+            InvalidInput: another strategy.
+            ServerUnreachable: no reply from the server.
+        """
+        if strategy == "sequential" != self.strategy:
+            self._turn += 1
+            return int(self.seeds[(self._turn - 1) % len(self.seeds)])
+        if strategy not in {None, self.strategy}:
+            raise InvalidInput(
+                "strategy", f"None, sequential or {self.strategy}, which it was made with", repr(strategy)
+            )
+        self._draws += 1
+        return self._client.next(slots=[self._draws % self._num_actors])[0].level
+
+    def sample_weights(self) -> NDArray[np.float64]:
+        """Returns (n,) the probabilities of a replay, in the order of the level space; all 0 while nothing is seen.
+
+        Raises:
+            ServerUnreachable: no reply from the server.
+        """
+        return self._trainer.weights()
+
+    def update_with_rollouts(self, rollouts: Any) -> None:
+        """Scores the seeds of a rollout, after its `compute_returns`.
+
+        An episode belongs to the seed in its first row, whatever its other rows say: in Procgen the last one already
+        tells the seed that follows.
+
+        Args:
+            rollouts: a RolloutStorage of T steps in N envs, arrays or torch tensors: `masks` (T + 1, N, 1), 0 where an
+                observation is the first of an episode, and `level_seeds` (T, N, 1); for the strategies that read
+                values `value_preds` and `returns` (T + 1, N, 1) and `rewards` (T, N, 1); for those that read the
+                policy `action_log_dist` (T, N, A).
+
+        Raises:
+            InvalidInput: a field is missing or not what it must be; nothing was applied.
+            LevelOutsideSpace: a seed is none of the sampler's.
+            ServerUnreachable: no reply from the server.
+        """
+        if self.strategy in BASELINES:
+            return
+        steps, envs = np.shape(_field(rollouts, "level_seeds"))[:2]
+        shape, longer = (steps, envs), (steps + 1, envs)
+
+        def read(name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+            return host_array(name, _field(rollouts, name), shape)
+
+        begins = read("masks", longer) <= 0
+        levels = self._levels_of_episodes(read("level_seeds", shape).astype(np.int64), begins)
+        values = rewards = next_values = logits = None
+        if self.requires_value_buffers:
+            predicted = read("value_preds", longer).astype(np.float64)
+            values, next_values = predicted[:-1], predicted[-1]
+            # Under a gamma of 0, A_t = r_t - V_t: with returns for rewards just what the train loop learns from.
+            rewards = read("returns", longer)[:-1] if self._gamma_is_0 else read("rewards", shape)
+        else:
+            log_dist = _field(rollouts, "action_log_dist")
+            logits = read("action_log_dist", (*shape, np.shape(log_dist)[-1]))
+        self._trainer.push(values, rewards, begins[1:], levels, next_values, logits=logits)
+        self._last = levels[-1], ~begins[-1]
+
+    def after_update(self) -> None:
+        """Does nothing: what a block holds of an unfinished episode was scored with the block."""
+
+    def close(self) -> None:
+        """Closes the connections, and stops the server if it is this object's own."""
+        self._trainer.close()
+        self._client.close()
+        if self._stop is not None:
+            self._stop()
+
+    def _levels_of_episodes(self, seeds: NDArray[np.int64], begins: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Returns (T, N) the seed of each row's episode: that of its first row, in this block or the one before."""
+        first = np.maximum.accumulate(np.where(begins[:-1], np.arange(len(seeds))[:, np.newaxis], 0))
+        levels = np.take_along_axis(seeds, first, axis=0)
+        if self._last is None or self._last[0].shape != seeds.shape[1:]:
+            return levels
+        played, unfinished = self._last
+        return np.where(unfinished & ~np.logical_or.accumulate(begins[:-1]), played, levels)
+
+
+def _field(rollouts: Any, name: str) -> Any:
+    if not hasattr(rollouts, name):
+        raise InvalidInput("rollouts", f"a RolloutStorage with {name}", f"{type(rollouts).__name__} without it")
+    return getattr(rollouts, name)
