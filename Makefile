@@ -24,7 +24,7 @@ test-slow: .venv/dev
 
 # The real trainers; Python 3.11 or 3.12.
 test-integrations: .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev
-	.venv-torch/bin/python -m pytest $(TORCH:%=tests/integrations/test_%.py)
+	.venv-torch/bin/python -m pytest $(TORCH:%=tests/integrations/test_%.py) wrappers/sb3.py
 	.venv-rllib/bin/python -m pytest $(RLLIB:%=tests/integrations/test_%.py)
 	.venv-di_engine/bin/python -m pytest $(DI_ENGINE:%=tests/integrations/test_%.py)
 
