@@ -6,7 +6,7 @@ BIN := .venv/bin
 NUMERICAL := curriculum golden_over_the_wire groups level_space order protocol rollouts sampler scores trainer unseen
 
 # An environment each, for they cannot live together: RLlib holds Gymnasium at 1.2.2, DI-engine numpy below 2.
-TORCH := cleanrl pettingzoo sb3 syllabus
+TORCH := cleanrl level_replay pettingzoo sb3 syllabus
 RLLIB := ray rllib
 DI_ENGINE := di_engine
 
