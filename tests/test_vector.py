@@ -149,6 +149,14 @@ class Drive:
         self.values, self.final_values = [], []
 
 
+class RewardsTenfold(VectorWrapper):
+    """Stands for NormalizeReward: what is learnt from is not what the env paid."""
+
+    def step(self, actions: Any) -> Any:
+        observations, rewards, *rest = self.env.step(actions)
+        return observations, 10 * rewards, *rest
+
+
 def scores_of(address: str) -> dict[int, float]:
     with Trainer(address) as trainer:
         ids, scores, _, seen = trainer.scores()
@@ -438,12 +446,13 @@ def test_push_wants_the_steps_recorded(address: str) -> None:
         drive.step()
     good, bootstrap = np.zeros((5, N)), np.zeros(N)
     for name, arguments in {
-        "values": (np.zeros((4, N)), bootstrap),
-        "next_values": (good, np.zeros(N + 1)),
-        "final_values": (good, bootstrap, np.zeros((N, 5))),
+        "values": {"values": np.zeros((4, N))},
+        "next_values": {"next_values": np.zeros(N + 1)},
+        "rewards": {"rewards": np.zeros((5, N + 1))},
+        "final_values": {"final_values": np.zeros((N, 5))},
     }.items():
         with pytest.raises(InvalidInput, match=rf"{name}: expected shape \(") as raised:
-            envs.push(*arguments[:2], final_values=arguments[2] if len(arguments) > 2 else None)
+            envs.push(**{"values": good, "next_values": bootstrap, **arguments})
         assert ("5 steps were recorded" in str(raised.value)) == (name != "next_values")
     with pytest.raises(InvalidInput, match=r"values: .*nan"):
         envs.push(np.full((5, N), np.nan), bootstrap)
@@ -453,6 +462,23 @@ def test_push_wants_the_steps_recorded(address: str) -> None:
     with pytest.raises(InvalidInput, match="0 steps were recorded"):
         envs.push(good, bootstrap)
     envs.close()
+
+
+def test_rewards_that_a_wrapper_around_changed_take_the_place_of_those_recorded() -> None:
+    with launch(CONFIG) as server:
+        envs = build(server.address, sync_envs, NEXT_STEP, "inside")
+        drive, scaled = Drive(envs), RewardsTenfold(envs)
+        rewards, values = [], []
+        for _ in range(40):
+            values.append(10 * drive.value)
+            observations, reward, *_ = scaled.step(np.zeros(N, np.int64))
+            rewards.append(reward)
+            drive.begin(observations)
+        envs.push(np.stack(values), 10 * drive.value, rewards=np.stack(rewards))
+        scores = scores_of(server.address)
+        envs.close()
+    assert len(scores) > 20
+    assert scores == pytest.approx({level: 10 * td_error_of(level, bootstraps=True) for level in scores}, rel=1e-6)
 
 
 def test_strategies_without_values_are_pushed_logits_only() -> None:
