@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The tests that meet numpy in ways that differ between its versions; `make test` runs these on numpy 2 as well, but for
 # the long series of draws (test_..._follow_...): pinned sequences show that the draws are the same.
-NUMERICAL := curriculum golden_over_the_wire level_space order protocol rollouts sampler scores trainer unseen
+NUMERICAL := curriculum golden_over_the_wire groups level_space order protocol rollouts sampler scores trainer unseen
 
 # An environment each, for they cannot live together: RLlib holds Gymnasium at 1.2.2, DI-engine numpy below 2.
-TORCH := cleanrl pettingzoo sb3 syllabus
+TORCH := cleanrl level_replay pettingzoo sb3 syllabus
 RLLIB := ray rllib
 DI_ENGINE := di_engine
 

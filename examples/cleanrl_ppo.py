@@ -35,7 +35,7 @@ class Args:
 
     env_id: str = "MiniGrid-MultiRoom-N2-S4-v0"  # or procgen:GAME
     num_levels: int = 200
-    total_timesteps: int = 2_000_000
+    total_timesteps: int = 500_000
     num_envs: int = 16
     num_steps: int = 128
     num_minibatches: int = 4

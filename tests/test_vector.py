@@ -149,6 +149,14 @@ class Drive:
         self.values, self.final_values = [], []
 
 
+class RewardsTenfold(VectorWrapper):
+    """Stands for NormalizeReward: what is learnt from is not what the env paid."""
+
+    def step(self, actions: Any) -> Any:
+        observations, rewards, *rest = self.env.step(actions)
+        return observations, 10 * rewards, *rest
+
+
 def scores_of(address: str) -> dict[int, float]:
     with Trainer(address) as trainer:
         ids, scores, _, seen = trainer.scores()
@@ -194,6 +202,25 @@ def test_every_row_is_credited_to_its_level_and_none_is_lost(
         assert scores.keys() == drive.finished
         assert len(scores) > 50
         assert scores == pytest.approx({level: td_error_of(level, bootstraps=True) for level in scores}, rel=1e-6)
+        envs.close()
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_an_episode_cut_right_after_a_push_is_not_taken_for_the_one_before(block: int, masked: bool) -> None:
+    config = Config(levels=[LONG], strategy="one_step_td_error", gamma=VALUE_DISCOUNT, partial="stitch")
+    with launch(config) as server:
+        envs = build(server.address, sync_envs, DISABLED, "bare", n=3)
+        drive = Drive(envs)
+        for steps in (block, 9):  # the second episode is whole, and must be scored as such
+            for _ in range(steps):
+                drive.step()
+            drive.push(final=True)
+            if steps == block:
+                assert scores_of(server.address) == {}
+                mask = np.array([True, True, True])
+                drive.begin(envs.reset(options={"reset_mask": mask} if masked else None)[0])
+        assert scores_of(server.address) == pytest.approx({LONG: td_error_of(LONG, bootstraps=True)}, rel=1e-6)
         envs.close()
 
 
@@ -419,12 +446,13 @@ def test_push_wants_the_steps_recorded(address: str) -> None:
         drive.step()
     good, bootstrap = np.zeros((5, N)), np.zeros(N)
     for name, arguments in {
-        "values": (np.zeros((4, N)), bootstrap),
-        "next_values": (good, np.zeros(N + 1)),
-        "final_values": (good, bootstrap, np.zeros((N, 5))),
+        "values": {"values": np.zeros((4, N))},
+        "next_values": {"next_values": np.zeros(N + 1)},
+        "rewards": {"rewards": np.zeros((5, N + 1))},
+        "final_values": {"final_values": np.zeros((N, 5))},
     }.items():
         with pytest.raises(InvalidInput, match=rf"{name}: expected shape \(") as raised:
-            envs.push(*arguments[:2], final_values=arguments[2] if len(arguments) > 2 else None)
+            envs.push(**{"values": good, "next_values": bootstrap, **arguments})
         assert ("5 steps were recorded" in str(raised.value)) == (name != "next_values")
     with pytest.raises(InvalidInput, match=r"values: .*nan"):
         envs.push(np.full((5, N), np.nan), bootstrap)
@@ -434,6 +462,23 @@ def test_push_wants_the_steps_recorded(address: str) -> None:
     with pytest.raises(InvalidInput, match="0 steps were recorded"):
         envs.push(good, bootstrap)
     envs.close()
+
+
+def test_rewards_that_a_wrapper_around_changed_take_the_place_of_those_recorded() -> None:
+    with launch(CONFIG) as server:
+        envs = build(server.address, sync_envs, NEXT_STEP, "inside")
+        drive, scaled = Drive(envs), RewardsTenfold(envs)
+        rewards, values = [], []
+        for _ in range(40):
+            values.append(10 * drive.value)
+            observations, reward, *_ = scaled.step(np.zeros(N, np.int64))
+            rewards.append(reward)
+            drive.begin(observations)
+        envs.push(np.stack(values), 10 * drive.value, rewards=np.stack(rewards))
+        scores = scores_of(server.address)
+        envs.close()
+    assert len(scores) > 20
+    assert scores == pytest.approx({level: 10 * td_error_of(level, bootstraps=True) for level in scores}, rel=1e-6)
 
 
 def test_strategies_without_values_are_pushed_logits_only() -> None:

@@ -103,34 +103,63 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
             NoLevels: the server's levels are payloads, and none has been inserted yet.
             ServerUnreachable: no reply from the server.
         """
-        scored = options is None or "level" not in options
-        if options is None or scored:
-            assignment = self._client.next()[0]
-        else:
-            assignment = Assignment(level_id(options["level"]), is_replay=False, train=True)
-            options = {key: value for key, value in options.items() if key != "level"}
-        if self._set_level is None:
-            if assignment.payload is not None:
-                expected = "a function that makes a payload the env's level, because the server's levels are payloads"
-                raise InvalidInput("set_level", expected, "None")
-            seed = assignment.level
-        else:
-            self._set_level(self.env, assignment.level if assignment.payload is None else assignment.payload)
+        assignment, scored, seed, options = next_episode(self._client, self.env, self._set_level, seed, options)
         observation, info = self.env.reset(seed=seed, options=options)
         self.level, self.is_replay, self.train = assignment.level, assignment.is_replay, assignment.train
         self.scored = scored
-        return observation, {
-            **info,  # a copy: some envs return the same dict from every step
-            "plr_level": self.level,
-            "plr_is_replay": self.is_replay,
-            "plr_train": self.train,
-            "plr_scored": self.scored,
-        }
+        return observation, info | told(assignment, scored=scored)  # a copy: some envs return one dict from every step
 
     def close(self) -> None:
         """Gives the level in flight back to the server, closes the connection and the wrapped env."""
         self._client.close()
         super().close()
+
+
+def next_episode(
+    client: LevelClient,
+    env: Any,
+    set_level: Callable[[Any, Any], object] | None,
+    seed: int | None,
+    options: dict[str, Any] | None,
+) -> tuple[Assignment, bool, int | None, dict[str, Any] | None]:
+    """Decides what an env plays next, and sets the level where that is not the seed of the reset.
+
+    Args:
+        client: asks the server, unless the options pick a level.
+        env: handed to `set_level`.
+        set_level: as of `LevelReplay`.
+        seed: of the reset, for what is random beside the level.
+        options: of the reset.
+
+    Returns:
+        The assignment, whether it is scored, and seed and options of the reset of `env`.
+
+    Raises:
+        InvalidInput, NoLevels, ServerUnreachable: as `LevelReplay.reset`.
+    """
+    scored = options is None or "level" not in options
+    if options is None or scored:
+        assignment = client.next()[0]
+    else:
+        assignment = Assignment(level_id(options["level"]), is_replay=False, train=True)
+        options = {key: value for key, value in options.items() if key != "level"}
+    if set_level is not None:
+        set_level(env, assignment.level if assignment.payload is None else assignment.payload)
+        return assignment, scored, seed, options
+    if assignment.payload is not None:
+        expected = "a function that makes a payload the env's level, because the server's levels are payloads"
+        raise InvalidInput("set_level", expected, "None")
+    return assignment, scored, assignment.level, options
+
+
+def told(assignment: Assignment, *, scored: bool) -> dict[str, Any]:
+    """Returns what the info of a reset says of the level."""
+    return {
+        "plr_level": assignment.level,
+        "plr_is_replay": assignment.is_replay,
+        "plr_train": assignment.train,
+        "plr_scored": scored,
+    }
 
 
 def level_id(level: object) -> int:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client import Assignment, InvalidInput, LevelClient, MissingDependency, Trainer
+from plr_client import InvalidInput, LevelClient, MissingDependency, Trainer
 from plr_client.protocol import DEFAULT_CURRICULUM
-from wrappers.env import level_id
+from wrappers.env import next_episode, told
 from wrappers.vector import RECORDED_STEPS_MAX
 
 try:
@@ -66,9 +66,11 @@ class LevelReplayParallel(BaseParallelWrapper):
         curriculum: the name of the curriculum, where the server has several.
         set_level: for an env whose level is not its reset seed: called as `set_level(env, level)` with the wrapped env
             and the level's id, or its payload where it has one, before each `env.reset`.
+        prefetch: how many levels to have ready, as in `wrappers.LevelReplay`.
 
     Raises:
-        InvalidInput: the address is not an ipc or tcp address, or `env` is no such env.
+        InvalidInput: the address is not an ipc or tcp address, `env` is no such env, or prefetch is not an integer from
+            0 to 4096.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class LevelReplayParallel(BaseParallelWrapper):
         *,
         set_level: Callable[[ParallelEnv, Any], object] | None = None,
         curriculum: str = DEFAULT_CURRICULUM,
+        prefetch: int = 0,
     ) -> None:
         if not isinstance(env, ParallelEnv):
             expected = "a parallel env (pettingzoo.utils.aec_to_parallel makes one of an AEC env)"
@@ -95,7 +98,7 @@ class LevelReplayParallel(BaseParallelWrapper):
         self._playing: Bools = self._marked(())  # who takes the next step
         self._rows: list[tuple[Any, ...]] = []
         self._steps = 0  # since the last push
-        self._client = LevelClient(address, curriculum=curriculum)
+        self._client = LevelClient(address, curriculum=curriculum, prefetch=prefetch)
         self._trainer = Trainer(address, curriculum=curriculum)
 
     def reset(
@@ -116,33 +119,18 @@ class LevelReplayParallel(BaseParallelWrapper):
             NoLevels: the server's levels are payloads, and none has been inserted yet.
             ServerUnreachable: no reply from the server.
         """
-        scored = options is None or "level" not in options
-        if options is None or scored:
-            assignment = self._client.next()[0]
-        else:
-            assignment = Assignment(level_id(options["level"]), is_replay=False, train=True)
-            options = {key: value for key, value in options.items() if key != "level"}
-        if self._set_level is None:
-            if assignment.payload is not None:
-                expected = "a function that makes a payload the env's level, because the server's levels are payloads"
-                raise InvalidInput("set_level", expected, "None")
-            seed = assignment.level
-        else:
-            self._set_level(self.env, assignment.level if assignment.payload is None else assignment.payload)
+        assignment, scored, seed, options = next_episode(self._client, self.env, self._set_level, seed, options)
         observations, infos = self.env.reset(seed=seed, options=options)
         if self._rows:  # an episode in mid-play ends with its last step: what follows is another one
             _, _, dones, *_ = self._rows[-1]
             dones |= self._playing
+        elif self._playing.any():  # it was pushed as going on: nothing of the next one may be taken for it
+            self._trainer.close()
         self._playing = self._marked(self.env.agents)
         self.level, self.is_replay, self.train = assignment.level, assignment.is_replay, assignment.train
         self.scored = scored
-        told = {
-            "plr_level": self.level,
-            "plr_is_replay": self.is_replay,
-            "plr_train": self.train,
-            "plr_scored": self.scored,
-        }
-        return observations, {agent: {**infos.get(agent, {}), **told} for agent in self.env.agents}
+        plr = told(assignment, scored=scored)
+        return observations, {agent: infos.get(agent, {}) | plr for agent in self.env.agents}
 
     def step(
         self, actions: dict[Any, Any]

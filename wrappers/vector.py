@@ -107,6 +107,7 @@ class LevelReplayVector(VectorWrapper):
         self.scored: Bools = np.zeros(envs.num_envs, np.bool_)
         self.valid: Bools = np.zeros(envs.num_envs, np.bool_)
         self._rollout = _Rollout(envs.num_envs)
+        self._columns = np.arange(envs.num_envs)  # what the server knows the envs by
         self._client = LevelClient(address, curriculum=curriculum, prefetch=prefetch)
         self._trainer = Trainer(address, curriculum=curriculum)
 
@@ -143,9 +144,13 @@ class LevelReplayVector(VectorWrapper):
         else:
             observations, infos = self._assign(rows, options)
         if masked:
-            self._rollout.cut(rows, keep_truncated=self._mode is not AutoresetMode.NEXT_STEP)
+            if self._rollout.steps:
+                self._rollout.cut(rows, keep_truncated=self._mode is not AutoresetMode.NEXT_STEP)
+            else:  # the episodes cut here were pushed as going on: nothing of the next ones may be taken for theirs
+                self._columns = _replaced(self._columns, rows, self._columns[rows] + self.num_envs)
         else:
             self._rollout.clear()
+            self._trainer.close()  # as above, for all of them
             self.valid = np.zeros_like(self._none)
         if not self._autoreset_survives_reset:
             self._ended = self._ended & ~rows
@@ -200,6 +205,7 @@ class LevelReplayVector(VectorWrapper):
         values: ArrayLike | None,
         next_values: ArrayLike | None,
         *,
+        rewards: ArrayLike | None = None,
         final_values: ArrayLike | None = None,
         logits: ArrayLike | None = None,
     ) -> int:
@@ -213,6 +219,8 @@ class LevelReplayVector(VectorWrapper):
         Args:
             values: (T, N), V of the observation before each step; None where the strategy needs none.
             next_values: (N,), V of the observation last returned; None where the strategy needs none.
+            rewards: (T, N), where you learn from others than those recorded, such as what `NormalizeReward` around this
+                wrapper made of them: values and rewards must be on one scale.
             final_values: (T, N), V of the terminal observation, read where an episode was truncated.
             logits: (T, N, A), action logits, for the strategies that read the policy.
 
@@ -232,7 +240,7 @@ class LevelReplayVector(VectorWrapper):
             )
             raise InvalidInput("push", expected, f"{rollout.steps} steps since the last one")
         shape = (rollout.steps, self.num_envs)
-        for name, given in (("values", values), ("final_values", final_values)):
+        for name, given in (("values", values), ("rewards", rewards), ("final_values", final_values)):
             if given is not None and np.shape(given) != shape:
                 expected = f"shape {shape}: {rollout.steps} steps were recorded since the last push or full reset"
                 raise InvalidInput(name, expected, f"shape {np.shape(given)}")
@@ -245,7 +253,7 @@ class LevelReplayVector(VectorWrapper):
             final_values = np.concatenate([np.asarray(values)[1:], np.asarray(next_values)[np.newaxis]])
         scored = self._trainer.push(
             values,
-            rows["rewards"],
+            rows["rewards"] if rewards is None else rewards,
             rows["dones"],
             rows["levels"],
             next_values,
@@ -253,6 +261,7 @@ class LevelReplayVector(VectorWrapper):
             final_values=final_values,
             valid=rows["valid"],
             logits=logits,
+            columns=self._columns,
         )
         rollout.clear()
         return scored

@@ -330,6 +330,23 @@ def test_who_has_gone_has_ended_and_a_reset_ends_the_episode_for_all(partial):
         env.close()
 
 
+def test_an_episode_cut_right_after_a_push_is_not_taken_for_the_one_before():
+    one_level = Config(levels=[5], strategy="one_step_td_error", gamma=GAMMA, partial="stitch")
+    with launch(one_level) as server:
+        env = LevelReplayParallel(Deserted(), server.address, prefetch=2)
+        env.reset()
+        env.step({"a": 0, "b": 0})
+        env.push({"a": [50.0], "b": [50.0]}, {"a": 50.0, "b": 50.0})
+        env.reset()
+        for _ in range(3):
+            env.step(dict.fromkeys(env.agents, 0))
+        env.reset()
+        env.push({"a": [2.0, 0.0, 3.0], "b": [0.0, 1.0]}, {})
+        with Trainer(server.address) as trainer:  # |1 + 0.9 * 0 - 2|, |1 + 0.9 * 3|, |1 - 3|; |10 + 0.9 * 1|, |10 - 1|
+            assert scored(trainer) == pytest.approx({5: (1 + 3.7 + 2 + 10.9 + 9) / 5})
+        env.close()
+
+
 @pytest.fixture
 def played():
     """A wrapped env of spread, two steps into an episode, and its server's stats."""

@@ -34,12 +34,14 @@ GAMMA, LAMBDA = 0.9, 0.8
 def cluster():
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # Ray's processes find the modules of the tests
     ray.init("local", num_cpus=8, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
-    register_env(
-        "levels",
-        lambda context: LevelReplay(ShowsLevel(context["shortest"], context["longest"]), context["address"]),
-    )
+    register_env("levels", make_env)
     yield
     ray.shutdown()
+
+
+def make_env(context):
+    env = ShowsLevel(context["shortest"], context["longest"])
+    return LevelReplay(env, context["address"], curriculum=context.get("curriculum", "default"))
 
 
 def config_of(address, env_config, *, learner_class=RecordingLearner, **learner_config):
@@ -174,10 +176,11 @@ def test_two_learners_share_episodes_and_stitch_sees_them_whole(tmp_path):
         check_scores(server.address, seen, "stitch", at_least=8)
 
 
-def test_a_remote_learner_with_memory(tmp_path):
-    curriculum = Config(levels=range(50), gamma=GAMMA, gae_lambda=LAMBDA)
-    with launch(curriculum) as server, Trainer(server.address) as trainer:
-        config = config_of(server.address, {"shortest": 5, "longest": 60}, records=str(tmp_path))
+def test_a_remote_learner_with_memory_and_one_curriculum_of_several(tmp_path):
+    curricula = {"eval": Config(), "train": Config(levels=range(50), gamma=GAMMA, gae_lambda=LAMBDA)}
+    with launch(curricula) as server, Trainer(server.address, curriculum="train") as trainer:
+        env_config = {"shortest": 5, "longest": 60, "curriculum": "train"}
+        config = config_of(server.address, env_config, records=str(tmp_path), plr_curriculum="train")
         config.learners(num_learners=1).training(train_batch_size_per_learner=100)
         config.rl_module(model_config={"use_lstm": True, "max_seq_len": 8, "lstm_cell_size": 8, "fcnet_hiddens": [8]})
         with trained(config, 3):
