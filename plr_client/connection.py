@@ -177,11 +177,12 @@ class Connection:
         if self._pid != os.getpid():
             return
         with self._lock:
-            if self._socket is None:
+            if self._socket is None and not self._greeted:
                 return
+            socket = self._socket or self._open()  # after a timeout too: the server may be there and know this session
             self._sequence += 1
-            self._socket.setsockopt(zmq.LINGER, GOODBYE_LINGER_MS)
-            self._put(self._socket, encode_request(Request(0, self._session, self._sequence, "goodbye")))
+            socket.setsockopt(zmq.LINGER, GOODBYE_LINGER_MS)
+            self._put(socket, encode_request(Request(0, self._session, self._sequence, "goodbye")))
             self._hang_up()
             self._greeted = False
             self._session = uuid.uuid4().hex

@@ -177,6 +177,21 @@ def test_the_notice_that_the_server_stops_changes_the_hint_until_it_is_back(ipc)
         assert unreachable(client, "next").hint == NOT_THERE
 
 
+def test_closing_after_a_timeout_ends_the_session_too(ipc):
+    with faults.daemon(ipc, "--levels", "0:10", "--partial", "stitch") as server:
+        trainer = Trainer(ipc, timeout_s=0.3)
+        trainer.stats()
+        session = trainer._connection.session
+        server.process.send_signal(signal.SIGSTOP)
+        unreachable(trainer)
+        trainer.close()
+        assert trainer._connection.session != session
+        server.process.send_signal(signal.SIGCONT)
+        trainer._connection.timeout_s = faults.DEADLINE_S
+        assert trainer.stats()["draws"] == 0
+        trainer.close()
+
+
 # ---- threads
 
 
