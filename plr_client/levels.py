@@ -175,26 +175,31 @@ class _Ahead:
         with self._connection.exclusive():
             if self._session != self._connection.session:  # closed, or forked: what waited is not this session's
                 self._start()
-            playing = self._playing
-            assignments: list[Assignment] = []
+            ready, playing = self._ready, self._playing
             for slot in slots:
                 if slot in playing:
                     self._over.append(playing.pop(slot))
+            assignments: list[Assignment] = []
             for slot in slots:
-                if not self._ready and self._pending is not None:
-                    # What was refused then may be granted now, such as levels that have been inserted since.
-                    with contextlib.suppress(NoLevels):
-                        self._fetch()
-                if not self._ready:
-                    self._ask(len(slots) - len(assignments), ahead=False)
-                    self._fetch()
-                ticket, assignment = self._ready.popleft()
+                if not ready:
+                    self._make_ready(len(slots) - len(assignments))
+                ticket, assignment = ready.popleft()
                 playing[slot] = ticket
                 self._begun.append(ticket)
                 assignments.append(assignment)
-            if self._pending is None and 2 * (wanted := self._depth - len(self._ready)) >= self._depth:
+            if self._pending is None and 2 * (wanted := self._depth - len(ready)) >= self._depth:
                 self._ask(wanted, ahead=True)
             return assignments
+
+    def _make_ready(self, num: int) -> None:
+        """Makes the levels ready that were asked for ahead; where there are none, so many that are asked for now."""
+        if self._pending is not None:
+            # What was refused then may be granted now, such as levels that have been inserted since.
+            with contextlib.suppress(NoLevels):
+                self._fetch()
+        if not self._ready:
+            self._ask(num, ahead=False)
+            self._fetch()
 
     def _ask(self, num: int, *, ahead: bool) -> None:
         again = self._over[:num]
