@@ -5,7 +5,8 @@ seen, under rank, temperature 0.1 and staleness_coef 0.1. Meanwhile a trainer pu
 second. Interleaved rounds of one run: each measures everything once, so that a busy machine hits all.
 
   resets        how many, by 16 free-running processes; ours without and with levels held ready (`prefetch`)
-  wait          how long a reset takes in the 16 workers of an AsyncVectorEnv, median and 99th percentile
+  wait          how long a reset takes in the 16 workers of an AsyncVectorEnv, median and 99th percentile; without any
+                curriculum it is the floor
 
 The ratio of each row is against the same of Syllabus. It is installed from PyPI into an environment of its own
 (.venv-syllabus; 1.5 GB, Python 3.10 to 3.12), and holds one task ready for each env, as it recommends at most; its own
@@ -29,6 +30,7 @@ from report import Row, show
 HERE = Path(__file__).resolve().parent
 NUM_LEVELS = (200, 10_000)
 PEER = "Syllabus 0.7"
+BARE = "no curriculum"
 PREFETCH = 16
 ASKED_RATIO = {200: 4.0, 10_000: 12.0}  # of the peer's resets/s
 ASKED_WAIT_US = {"p50": 20.0, "p99": 200.0}
@@ -46,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     ours = sys.executable, "resets_ours.py"
     ahead = f"ours, prefetch {options.prefetch}"
-    contenders = {"ours": (*ours, 0), ahead: (*ours, options.prefetch)}
+    contenders = {BARE: (sys.executable, "resets_bare.py", 0), "ours": (*ours, 0), ahead: (*ours, options.prefetch)}
     if options.peers:
         contenders = {PEER: (python_of(PEERS[PEER]), "resets_syllabus.py", 1)} | contenders
     load_before = os.getloadavg()[0]
