@@ -15,7 +15,9 @@ from plr_client import InvalidInput, MissingDependency, ServerStartError
 
 try:
     import ray
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != "ray":
+        raise  # a module that it needs
     raise MissingDependency("ray", "rllib") from error
 
 if TYPE_CHECKING:
