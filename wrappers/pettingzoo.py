@@ -21,6 +21,8 @@ try:
     from pettingzoo import ParallelEnv
     from pettingzoo.utils import BaseParallelWrapper
 except ModuleNotFoundError as error:
+    if str(error.name).partition(".")[0] != "pettingzoo":
+        raise  # a module that it needs
     raise MissingDependency("pettingzoo", "pettingzoo") from error
 
 Bools = NDArray[np.bool_]

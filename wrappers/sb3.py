@@ -18,7 +18,7 @@ try:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] != "stable_baselines3":
+    if str(error.name).partition(".")[0] != "stable_baselines3":
         raise  # a module that it needs
     raise MissingDependency("stable-baselines3", "sb3") from error
 
