@@ -61,6 +61,9 @@ class Connection:
 
     Safe to share between threads (requests take turns) and to carry through a fork or, unopened or not, a pickle.
 
+    Attributes:
+        session: whom the server takes this client for: another after `close`, and in a forked child.
+
     Args:
         address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
         curriculum: the name of the curriculum that the requests are for.
@@ -91,7 +94,7 @@ class Connection:
     def _start_session(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._session = uuid.uuid4().hex
+        self.session = uuid.uuid4().hex
         self._sequence = 0
         self._greeted = False
         self._closing_seen = False
@@ -126,11 +129,6 @@ class Connection:
                 _inherited.append(detached[2])
             self._start_session()
         return self._lock
-
-    @property
-    def session(self) -> str:
-        """Whom the server takes this client for: another after `close`, and in a forked child."""
-        return self._session
 
     def send(
         self, op: str, args: Mapping[str, Any] | None = None, arrays: Mapping[str, NDArray[Any]] | None = None
@@ -177,18 +175,19 @@ class Connection:
         if self._pid != os.getpid():
             return
         with self._lock:
-            if self._socket is None:
+            if self._socket is None and not self._greeted:
                 return
+            socket = self._socket or self._open()  # after a timeout too: the server may be there and know this session
             self._sequence += 1
-            self._socket.setsockopt(zmq.LINGER, GOODBYE_LINGER_MS)
-            self._put(self._socket, encode_request(Request(0, self._session, self._sequence, "goodbye")))
+            socket.setsockopt(zmq.LINGER, GOODBYE_LINGER_MS)
+            self._put(socket, encode_request(Request(0, self.session, self._sequence, "goodbye")))
             self._hang_up()
             self._greeted = False
-            self._session = uuid.uuid4().hex
+            self.session = uuid.uuid4().hex
 
     def _send_numbered(self, op: str, args: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Pending:
         sequence = self._sequence + 1
-        frames = encode_request(Request(sequence, self._session, sequence, op, args, arrays, self.curriculum))
+        frames = encode_request(Request(sequence, self.session, sequence, op, args, arrays, self.curriculum))
         for name, array in arrays.items():
             if array.nbytes > self._max_frame_bytes:
                 raise MessageTooLarge(name, self._max_frame_bytes, array.nbytes)

@@ -28,8 +28,6 @@ from plr_client.protocol import (
 
 NO_PARENT = -1
 
-_INTEGERS = (int, np.integer)
-
 
 class Assignment(NamedTuple):
     """One level handed to one env slot.
@@ -68,8 +66,9 @@ class LevelClient:
     With `prefetch`, up to so many levels wait in the client, so that `next` takes microseconds instead of a round trip.
     More are asked for when half of them are gone, and their reply is not waited for. The price is freshness: a level
     was chosen by the scores as they were when it was drawn, up to `prefetch` levels before it is played. A level that
-    waits is in flight. The server's stats tell how many wait (`prefetched`), and by how many pushes the scores were
-    behind when a level's turn came (`prefetch_lag_pushes`).
+    waits is in flight, and one that is over stays so until the next request. The server's stats tell how many waited
+    when their clients last asked (`prefetched`), and by how many pushes the scores were behind when a level's turn came
+    (`prefetch_lag_pushes`).
 
     Args:
         address: where the server listens.
@@ -100,7 +99,7 @@ class LevelClient:
         Args:
             k: how many levels, 1 to 65 536; 1 to 4096 of payloads.
             slots: which of this client's env slots they are for, k distinct ints; by default 0 to k - 1. The level that
-                a slot held before is over: it is no longer in flight.
+                a slot held before is over.
 
         Returns:
             k assignments, in the order of `slots`.
@@ -110,8 +109,9 @@ class LevelClient:
             NoLevels: the levels are payloads, and none has been inserted yet.
             ServerUnreachable: no reply within the timeout.
         """
-        if not isinstance(k, _INTEGERS) or isinstance(k, bool) or not 1 <= k <= MAX_LEVELS_AT_ONCE:
-            raise InvalidInput("k", f"an integer from 1 to {MAX_LEVELS_AT_ONCE}", repr(k))
+        if self._ahead is not None and slots is None and type(k) is int and k == 1:  # a reset of one env: the fast way
+            return self._ahead.next((0,))
+        check_k(k)
         chosen = np.arange(k) if slots is None else np.asarray(slots)
         if chosen.shape != (k,):
             raise InvalidInput("slots", f"{k} slots, one for each level asked for", f"shape {chosen.shape}")
@@ -133,6 +133,14 @@ class LevelClient:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_k(k: object) -> None:
+    """Raises InvalidInput unless so many levels can be asked for at once."""
+    if type(k) is not int and (isinstance(k, bool) or not isinstance(k, int | np.integer)):
+        raise InvalidInput("k", f"an integer from 1 to {MAX_LEVELS_AT_ONCE}", repr(k))
+    if not 1 <= k <= MAX_LEVELS_AT_ONCE:
+        raise InvalidInput("k", f"an integer from 1 to {MAX_LEVELS_AT_ONCE}", repr(k))
 
 
 class _Ahead:
@@ -167,30 +175,40 @@ class _Ahead:
         with self._connection.exclusive():
             if self._session != self._connection.session:  # closed, or forked: what waited is not this session's
                 self._start()
-            self._over += [self._playing.pop(slot) for slot in slots if slot in self._playing]
+            ready, playing = self._ready, self._playing
+            for slot in slots:
+                if slot in playing:
+                    self._over.append(playing.pop(slot))
             assignments: list[Assignment] = []
             for slot in slots:
-                if not self._ready and self._pending is not None:
-                    # What was refused then may be granted now, such as levels that have been inserted since.
-                    with contextlib.suppress(NoLevels):
-                        self._fetch()
-                if not self._ready:
-                    self._ask(len(slots) - len(assignments), ahead=False)
-                    self._fetch()
-                ticket, assignment = self._ready.popleft()
-                self._playing[slot] = ticket
+                if not ready:
+                    self._make_ready(len(slots) - len(assignments))
+                ticket, assignment = ready.popleft()
+                playing[slot] = ticket
                 self._begun.append(ticket)
                 assignments.append(assignment)
-            if self._pending is None and 2 * (wanted := self._depth - len(self._ready)) >= self._depth:
+            if self._pending is None and 2 * (wanted := self._depth - len(ready)) >= self._depth:
                 self._ask(wanted, ahead=True)
             return assignments
 
+    def _make_ready(self, num: int) -> None:
+        """Makes the levels ready that were asked for ahead; where there are none, so many that are asked for now."""
+        if self._pending is not None:
+            # What was refused then may be granted now, such as levels that have been inserted since.
+            with contextlib.suppress(NoLevels):
+                self._fetch()
+        if not self._ready:
+            self._ask(num, ahead=False)
+            self._fetch()
+
     def _ask(self, num: int, *, ahead: bool) -> None:
-        again, self._over = self._over[:num], self._over[num:]
+        again = self._over[:num]
         new = range(self._num_tickets, self._num_tickets + num - len(again))
         tickets = [*again, *new]
         arrays = {"slots": np.array(tickets), "begun": np.array(self._begun, dtype=np.int64)}
         self._pending = self._connection.send("next", {"ahead": ahead}, arrays), tickets
+        # Not before: what could not be sent is asked for again, with the same tickets.
+        del self._over[:num]
         self._num_tickets = new.stop
         self._begun = []
 

@@ -255,9 +255,9 @@ class Trainer:
         """Returns what the curriculum has done so far, and what its clients do.
 
         Returns:
-            The keys of `plr_server.Curriculum.stats`, and: sessions, the server's clients; prefetched, the levels that
-            wait in clients which ask ahead; prefetch_lag_pushes, by how many pushes the scores were behind, on average,
-            when the turn of such a level came (as clients report it with their next request; 0 before the first).
+            The keys of `plr_server.Curriculum.stats`, and: sessions, the server's clients; prefetched, how many levels
+            waited in clients that ask ahead; prefetch_lag_pushes, by how many pushes the scores were behind, on
+            average, when the turn of such a level came (0 before the first). Clients report both with their requests.
 
         Raises:
             ServerUnreachable: no reply within the timeout.

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from plr_client.errors import InvalidInput, LevelOutsideSpace, NoLevels
-from plr_client.levels import NO_PARENT, Assignment, Level
-from plr_client.protocol import MAX_LEVELS_AT_ONCE, MAX_PAYLOADS, pack_payloads, unpack_payload
+from plr_client.levels import NO_PARENT, Assignment, Level, check_k
+from plr_client.protocol import MAX_PAYLOADS, pack_payloads, unpack_payload
 from plr_server.config import Config
 from plr_server.functions import ScoreFunction, import_function, score_with, unpickle_function
 from plr_server.groups import NO_PARTS, pool
@@ -42,7 +42,7 @@ from plr_server.sampler import OUTSIDE, REPLAY, Sampler
 from plr_server.scores import FUNCTION, Episodes, find_episodes, score_found, strategy_named
 from plr_server.unseen import AvailableLevels
 
-_INTEGERS = (int, np.integer)
+_NONE: list[int] = []
 
 
 @dataclasses.dataclass
@@ -82,7 +82,11 @@ class Curriculum:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._space = _space(config)
-        self._sampler = Sampler(len(self._space), **_sampling(config))
+        # What every draw would otherwise ask for anew.
+        self._open_space = self._space if isinstance(self._space, OpenSpace) else None
+        self._payloads = self._space if isinstance(self._space, PayloadSpace) else None
+        self._num_levels = len(self._space)
+        self._sampler = Sampler(self._num_levels, **_sampling(config))
         self._rng = np.random.Generator(np.random.PCG64(config.seed))
         self._available = self._all_unseen()  # and not in flight
         self._held: dict[str, dict[int, int]] = {}  # holder -> slot -> level
@@ -100,11 +104,11 @@ class Curriculum:
         remembers = strategy_named(self._scoring).remembers
         if remembers is None:
             return None
-        return History(len(self._space), remembers, window=self.config.window, carries=self.config.partial == "commit")
+        return History(self._num_levels, remembers, window=self.config.window, carries=self.config.partial == "commit")
 
     def _all_unseen(self) -> AvailableLevels:
         """Returns the unseen levels, by index; those of an open space have none."""
-        return AvailableLevels(np.zeros(1, bool) if isinstance(self._space, OpenSpace) else ~self._sampler.seen)
+        return AvailableLevels(~self._sampler.seen if self._open_space is None else np.zeros(1, bool))
 
     # ---- what is played next
 
@@ -132,9 +136,9 @@ class Curriculum:
         Source: arXiv 2010.03934, algorithm 2 and equations for P_replay. New levels are drawn uniformly from the unseen
         ones not in flight, from all unseen ones where every one is.
         """
-        space = self._space
         chosen = _slots(k, slots)
-        if isinstance(space, PayloadSpace):
+        space = self._payloads
+        if space is not None:
             if k > MAX_PAYLOADS:
                 raise InvalidInput("k", f"an integer from 1 to {MAX_PAYLOADS}", repr(k))
             if not (space.num_entered or space.num_waiting):
@@ -151,21 +155,20 @@ class Curriculum:
                 is_replay += some_replayed
         else:
             levels, is_replay = self._draw(k)
-        held.update(zip(chosen, levels, strict=True))
-        self._counts.replays += sum(is_replay)
-        trains = [True] * k if not self.config.robust else is_replay
-        payloads = (
-            [self._payload(level, packed=packed) for level in levels]
-            if isinstance(space, PayloadSpace)
-            else repeat(None)
-        )
-        return list(map(Assignment, levels, is_replay, trains, payloads))
+        for slot, level in zip(chosen, levels):  # noqa: B905  of one length: `strict` costs more than the loop
+            held[slot] = level
+        self._counts.replays += is_replay.count(True)
+        trains = is_replay if self.config.robust else repeat(True)
+        payloads: Iterable[Any] = repeat(None)
+        if space is not None:
+            payloads = (space.packed(level) if packed else unpack_payload(space.packed(level)) for level in levels)
+        return list(map(Assignment._make, zip(levels, is_replay, trains, payloads)))  # noqa: B905
 
     def _draw(self, k: int) -> tuple[list[int], list[bool]]:
         """Draws k levels that begin now; returns them and which are replays."""
         space, replay_prob = self._space, self._replay_prob()
         if replay_prob >= 1.0 and self.config.strategy not in ("random", "sequential"):
-            picks, is_replay, new_levels = [REPLAY] * k, [True] * k, list[int]()
+            picks, is_replay, new_levels = [REPLAY] * k, [True] * k, _NONE
         else:
             picks, is_replay, new_levels = self._picks(k, replay_prob)
         if self._sampler.hidden and self._all_at_cap() and REPLAY in picks:  # the cap yields
@@ -190,13 +193,13 @@ class Curriculum:
             What `Sampler.draw` takes; which are replays; the ids of the new levels of an open space, which are OUTSIDE
             to the sampler.
         """
-        space = self._space
+        space = self._open_space
         picks, is_replay, new_levels = [], [], []
         for drawn_before in range(k):
             pick = self._pick(replay_prob, drawn_before)
             if pick == REPLAY:
                 is_replay.append(True)
-            elif isinstance(space, OpenSpace):
+            elif space is not None:
                 new_levels.append(pick)
                 is_replay.append(False)
                 space.drawn(pick, self._sampler.draws + drawn_before + 1)
@@ -204,18 +207,12 @@ class Curriculum:
                 pick = OUTSIDE
             else:
                 is_replay.append(bool(self._sampler.seen[pick]))
-                self._begin(space.id_of(pick))
+                self._begin(self._space.id_of(pick))
             picks.append(pick)
         return picks, is_replay, new_levels
 
     def _all_at_cap(self) -> bool:
         return len(self._sampler.hidden) == self._sampler.num_seen
-
-    def _payload(self, level: int, *, packed: bool) -> Any:
-        if not isinstance(self._space, PayloadSpace):
-            return None
-        payload = self._space.packed(level)
-        return payload if packed else unpack_payload(payload)
 
     @property
     def pushes(self) -> int:
@@ -233,24 +230,19 @@ class Curriculum:
 
     def _replay_prob(self) -> float:
         """Probability that the next level is a seen one; the baselines `random` and `sequential` never ask."""
-        seen, total = self._sampler.num_seen, len(self._space)
+        seen, total = self._sampler.num_seen, self._num_levels
         if not seen:
             return 0.0
-        if not self._has_new():
+        all_seen = seen == total and self._open_space is None
+        if all_seen or (self._payloads is not None and not self._payloads.num_waiting):
             return 1.0
         if self._all_at_cap():
             return 0.0
-        if self.config.max_in_flight and not isinstance(self._space, OpenSpace) and not len(self._available):
+        if self.config.max_in_flight and self._open_space is None and not len(self._available):
             return 1.0  # every unseen level is in flight
         if self.config.replay_schedule == "proportionate":
             return min(seen / total, self.config.replay_prob)
         return self.config.replay_prob if seen / total >= self.config.min_fill_ratio else 0.0
-
-    def _has_new(self) -> bool:
-        """Tells whether there is a level that is unseen, in flight or not."""
-        if isinstance(self._space, OpenSpace):
-            return isinstance(self._space, UnboundedSpace) or self._space.num_waiting > 0
-        return self._sampler.num_seen < len(self._space)
 
     def _pick(self, replay_prob: float, drawn_before: int) -> int:
         """Returns the level to play next, or REPLAY where the sampler is to draw a seen one.
@@ -258,13 +250,13 @@ class Curriculum:
         A level of an open space is given by its id, any other by its index.
         """
         if self.config.strategy == "random":
-            return int(self._rng.random() * len(self._space))
+            return int(self._rng.random() * self._num_levels)
         if self.config.strategy == "sequential":
-            return (self._sampler.draws + drawn_before) % len(self._space)
+            return (self._sampler.draws + drawn_before) % self._num_levels
         if replay_prob >= 1.0 or (replay_prob > 0.0 and self._rng.random() < replay_prob):
             return REPLAY
-        if isinstance(self._space, OpenSpace):
-            return self._space.new_level(self._rng, self._in_flight)
+        if self._open_space is not None:
+            return self._open_space.new_level(self._rng, self._in_flight)
         if len(self._available):
             return self._available.select(int(self._rng.random() * len(self._available)))
         in_flight = sorted(
@@ -277,20 +269,19 @@ class Curriculum:
         in_flight[level] = in_flight.get(level, 0) + 1
         if self._available:
             self._available.discard(self._space.index_of(level))
-        elif isinstance(self._space, OpenSpace):
-            self._space.begin(level)
+        elif self._open_space is not None:
+            self._open_space.begin(level)
         if self.config.max_in_flight:
             self._hide_at_cap(level, self._space.index_of(level))
 
     def _end(self, level: int) -> None:
-        slots = self._in_flight.pop(level) - 1
-        index = self._space.index_of(level)
+        slots, index = self._in_flight.pop(level) - 1, self._space.index_of(level)
         if index in self._sampler.hidden and slots < self.config.max_in_flight:
             self._sampler.show(index)
         if slots:
             self._in_flight[level] = slots
-        elif isinstance(self._space, OpenSpace):
-            self._space.end(level)
+        elif self._open_space is not None:
+            self._open_space.end(level)
         elif not self._sampler.seen[index]:
             self._available.add(index)
 
@@ -474,9 +465,9 @@ class Curriculum:
         return np.array([level if space.is_kept(level) else NO_PARENT for level in levels], dtype=np.int64)
 
     def _payload_space(self, what: str) -> PayloadSpace:
-        if not isinstance(self._space, PayloadSpace):
+        if self._payloads is None:
             raise InvalidInput(what, 'a curriculum with levels="payloads"', "one of levels that are ids")
-        return self._space
+        return self._payloads
 
     def forget(self, source: str) -> None:
         """Drops the steps pooled for a source that will not push again."""
@@ -533,7 +524,7 @@ class Curriculum:
         if self._history is not None:
             self._history.reserve(len(reserved))
             places = np.where(
-                indices == NOT_IN_TABLE, len(self._space) + reserved.searchsorted(episodes.level), indices
+                indices == NOT_IN_TABLE, self._num_levels + reserved.searchsorted(episodes.level), indices
             )
             past = self._history.look_back(
                 rollout, rows, episodes, order=in_order, indices=places[in_order], columns=columns, source=source
@@ -585,9 +576,9 @@ class Curriculum:
             reserved: of an open level space, the levels outside the table whose past stands in the history's places
                 beyond the table, in that order.
         """
-        if isinstance(self._space, OpenSpace):
-            past = {int(level): len(self._space) + place for place, level in enumerate(reserved)}
-            self._score_open(self._space, levels.tolist(), scores, alpha, past)
+        if self._open_space is not None:
+            past = {int(level): self._num_levels + place for place, level in enumerate(reserved)}
+            self._score_open(self._open_space, levels.tolist(), scores, alpha, past)
         else:
             self._apply(indices, scores, alpha)
 
@@ -657,7 +648,7 @@ class Curriculum:
         new = np.add.reduceat(weight * scores[order], begin) + np.where(
             seen, keep**count * self._sampler.scores[unique], 0.0
         )
-        if not isinstance(self._space, OpenSpace):
+        if self._open_space is None:
             self._available.discard_all(unique[~seen])
         self._sampler.set_scores(unique, new)
         if self.config.max_in_flight:
@@ -674,15 +665,15 @@ class Curriculum:
         1 for the level that comes next. Of an open level space: of the levels in the table, in the order of `scores`.
         """
         if self.config.strategy == "random":
-            return np.full(len(self._space), 1.0 / len(self._space))
+            return np.full(self._num_levels, 1.0 / self._num_levels)
         if self.config.strategy == "sequential":
-            following: NDArray[np.float64] = np.eye(1, len(self._space), self._sampler.draws % len(self._space))[0]
+            following: NDArray[np.float64] = np.eye(1, self._num_levels, self._sampler.draws % self._num_levels)[0]
             return following
         return self._sampler.weights()[: self._num_indices()]
 
     def _num_indices(self) -> int:
         """Returns how many indices have a level."""
-        return self._space.num_entered if isinstance(self._space, OpenSpace) else len(self._space)
+        return self._num_levels if self._open_space is None else self._open_space.num_entered
 
     def scores(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
         """Returns ids (N,), scores (N,) (0 where unseen), staleness (N,) in draws since last drawn, seen (N,).
@@ -731,7 +722,7 @@ class Curriculum:
             (scores of levels that did not enter), waiting (new levels kept until they have a score); levels is its
             capacity.
         """
-        sampler, total = self._sampler, len(self._space)
+        sampler, total = self._sampler, self._num_levels
         weights = self.weights()
         mass = weights[weights > 0]
         seen_scores = sampler.scores[sampler.seen]
@@ -744,7 +735,7 @@ class Curriculum:
             "replay_share": self._counts.replays / max(sampler.draws, 1),
             "in_flight": sum(self._in_flight.values()),
             **dataclasses.asdict(self._counts),
-            "waiting": self._space.num_waiting if isinstance(self._space, OpenSpace) else 0,
+            "waiting": 0 if self._open_space is None else self._open_space.num_waiting,
             "mean_score": float(seen_scores.mean()) if len(seen_scores) else 0.0,
             "max_score": float(seen_scores.max()) if len(seen_scores) else 0.0,
             "effective_levels": math.exp(-float((mass * np.log(mass)).sum())) if len(mass) else 0.0,
@@ -764,7 +755,7 @@ class Curriculum:
             {
                 "config": self.config.to_dict(),
                 "sampler": self._sampler.state(),
-                "space": self._space.state() if isinstance(self._space, OpenSpace) else {},
+                "space": {} if self._open_space is None else self._open_space.state(),
                 "generator": self._rng.bit_generator.state,
                 "held": self._held,
                 "open": self._open,
@@ -795,8 +786,8 @@ class Curriculum:
         curriculum._sampler = Sampler.from_state(state["sampler"], **_sampling(curriculum.config))
         curriculum._rng.bit_generator.state = state["generator"]
         curriculum._available = curriculum._all_unseen()
-        if isinstance(curriculum._space, OpenSpace):
-            curriculum._space.restore(state["space"])
+        if curriculum._open_space is not None:
+            curriculum._open_space.restore(state["space"])
         for holder, slots in state["held"].items():
             curriculum._held[holder] = {}
             for slot, level in slots.items():
@@ -841,8 +832,7 @@ def _in_order(episodes: Episodes, *, finished_only: bool) -> NDArray[np.int64]:
 
 
 def _slots(k: int, slots: ArrayLike | None) -> Sequence[int]:
-    if not isinstance(k, _INTEGERS) or isinstance(k, bool) or not 1 <= k <= MAX_LEVELS_AT_ONCE:
-        raise InvalidInput("k", f"an integer from 1 to {MAX_LEVELS_AT_ONCE}", repr(k))
+    check_k(k)
     if slots is None:
         return range(k)
     chosen = as_array("slots", slots)

@@ -218,7 +218,7 @@ class Dispatcher:
         lag = self._lags[request.curriculum]
         clients = {
             "sessions": len(self.sessions),
-            "prefetched": sum(len(session.waiting[request.curriculum]) for session in self.sessions.values()),
+            "prefetched": sum(len(session.waiting.get(request.curriculum, ())) for session in self.sessions.values()),
             "prefetch_lag_pushes": lag.pushes / max(lag.levels, 1),
         }
         return Reply(None, curriculum.stats() | clients)

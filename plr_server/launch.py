@@ -82,6 +82,7 @@ def launch(
     [0, 1, 2, 0]
     """
     bind: tuple[str, ...]
+    owner = os.getpid()
     with contextlib.ExitStack() as stack:
         if address is None:
             folder = tempfile.mkdtemp(prefix="plr-")  # 0700
@@ -94,7 +95,11 @@ def launch(
         options = (*bind, *(flag for flag, said in flags.items() if said))
         server = _start({"curricula": {name: one.to_dict() for name, one in named.items()}}, options)
         stack.callback(server.stop)
-        yield server
+        try:
+            yield server
+        finally:
+            if os.getpid() != owner:  # in a forked child: the server is its parent's business
+                stack.pop_all()
 
 
 def _start(fields: dict[str, Any], options: tuple[str, ...]) -> Server:

@@ -23,7 +23,11 @@ MERGE_OVERHEAD, MERGE_SHARE = 20, 250  # one merge of everything costs as much a
 
 
 class KeyOrder:
-    """Pairs (key, index), ascending; equal keys by the lower index. 12 bytes a pair, no object per pair."""
+    """Pairs (key, index), ascending; equal keys by the lower index. 12 bytes a pair, no object per pair.
+
+    Attributes:
+        size: how many there are.
+    """
 
     def __init__(self) -> None:
         self._keys: list[array[float]] = []
@@ -31,7 +35,7 @@ class KeyOrder:
         self._index_blocks()
 
     def __len__(self) -> int:
-        return self._ends[-1] if len(self._ends) else 0
+        return self.size
 
     def select(self, rank: int) -> int:
         """Returns the index of the pair that `rank` others come before, 0 <= rank < len."""
@@ -97,6 +101,7 @@ class KeyOrder:
     def _count(self, block: int, change: int) -> None:
         self._last_keys[block], self._last_indices[block] = self._keys[block][-1], self._indices[block][-1]
         self._ends_array[block:] += change
+        self.size += change
 
     def _recut_around(self, block: int) -> None:
         """Cuts a block that has become too large or too small anew, together with its neighbours."""
@@ -113,6 +118,7 @@ class KeyOrder:
         self._last_keys = [block[-1] for block in self._keys]
         self._last_indices = [block[-1] for block in self._indices]
         self._ends_array = np.fromiter(accumulate(map(len, self._keys)), np.int64, len(self._keys))
+        self.size = sum(map(len, self._keys))
         self._ends = self._ends_array.data  # faster to bisect than an array
 
     def _merge(self, old: NDArray[np.int64], new: NDArray[np.int64], new_keys: NDArray[np.float64]) -> None:

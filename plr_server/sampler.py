@@ -355,7 +355,7 @@ class _ByRank:
         return False
 
     def draw(self, uniform: float) -> int:
-        return self._order.select(self._ranks.draw(uniform, len(self._order)))
+        return self._order.select(self._ranks.draw(uniform, self._order.size))
 
     def weights(self) -> Floats:
         weights = np.zeros(self._num_levels)

@@ -107,13 +107,13 @@ def test_a_client_goes_on_with_a_restarted_server(bind):
         client, trainer = LevelClient(first.address, timeout_s=20.0), Trainer(first.address, timeout_s=20.0)
         client.next(2)
         trainer.push_scores([1], [0.5])
-        session = client._connection._session
+        session = client._connection.session
         first.kill()
     with faults.daemon(first.address) as second:
         assert second.address == first.address
         assert len(client.next(2)) == 2
         trainer.push_scores([2], [0.5])
-        assert client._connection._session == session
+        assert client._connection.session == session
         stats = trainer.stats()
         assert (stats["draws"], stats["pushes"], stats["sessions"]) == (2, 1, 2)
     client.close()
@@ -177,6 +177,21 @@ def test_the_notice_that_the_server_stops_changes_the_hint_until_it_is_back(ipc)
         assert unreachable(client, "next").hint == NOT_THERE
 
 
+def test_closing_after_a_timeout_ends_the_session_too(ipc):
+    with faults.daemon(ipc, "--levels", "0:10", "--partial", "stitch") as server:
+        trainer = Trainer(ipc, timeout_s=0.3)
+        trainer.stats()
+        session = trainer._connection.session
+        server.process.send_signal(signal.SIGSTOP)
+        unreachable(trainer)
+        trainer.close()
+        assert trainer._connection.session != session
+        server.process.send_signal(signal.SIGCONT)
+        trainer._connection.timeout_s = faults.DEADLINE_S
+        assert trainer.stats()["draws"] == 0
+        trainer.close()
+
+
 # ---- threads
 
 
@@ -218,11 +233,11 @@ def test_closed_twice_and_used_again(server):
     trainer = Trainer(server.address)
     trainer.close()  # never opened
     first = trainer.stats()["draws"]
-    session = trainer._connection._session
+    session = trainer._connection.session
     trainer.close()
     trainer.close()
     assert trainer.stats()["draws"] == first
-    assert trainer._connection._session != session
+    assert trainer._connection.session != session
     trainer.close()
 
 
@@ -245,7 +260,7 @@ def test_a_copy_is_a_client_of_its_own(server, again):
             assert (other.address, other._connection.timeout_s) == (client.address, 17.0)
             assert other._connection is not client._connection
             other.next()
-            assert other._connection._session != client._connection._session
+            assert other._connection.session != client._connection.session
         client.next()
 
 
@@ -302,11 +317,11 @@ def test_parent_and_forked_child_have_different_sessions(server):
         client.next()
         if os.fork() == 0:
             client.next()
-            print(client._connection._session, client._connection._sequence, flush=True)
+            print(client._connection.session, client._connection._sequence, flush=True)
             os._exit(0)
         os.wait()
         client.next()
-        print(client._connection._session, client._connection._sequence)
+        print(client._connection.session, client._connection._sequence)
         """,
         server.address,
     )

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import warnings
 from pathlib import Path
 
 import faults
@@ -209,3 +210,18 @@ def test_the_parents_terminal_stays_quiet():
         """
     )
     assert out == ""
+
+
+def test_a_forked_child_that_leaves_the_context_takes_nothing_from_its_parent():
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(launch(Config(levels=range(3))))
+        with warnings.catch_warnings():  # Python 3.12 and newer warn where threads run
+            warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            stack.close()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        with LevelClient(server.address, timeout_s=10.0) as client:
+            assert len(client.next()) == 1
+    assert server.process.poll() is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import os
@@ -13,7 +14,7 @@ import faults
 import numpy as np
 import pytest
 
-from plr_client import Assignment, InvalidInput, LevelClient, NoLevels, ServerUnreachable, Trainer
+from plr_client import Assignment, InvalidInput, LevelClient, MessageTooLarge, NoLevels, ServerUnreachable, Trainer
 from plr_server import Config, Curriculum, launch
 
 
@@ -136,6 +137,11 @@ def levels(assignments):
     return [assignment.level for assignment in assignments]
 
 
+def drawn(trainer, number):
+    """Waits until the server has drawn so many levels: what was asked for ahead is not waited for."""
+    faults.eventually(lambda: trainer.stats()["draws"] == number, f"{number} levels are drawn")
+
+
 @pytest.mark.parametrize("prefetch", [1, 2, 5, 8, 64])
 def test_what_was_drawn_first_is_played_first_and_nothing_is_skipped(prefetch):
     with launch(SEQUENTIAL) as server, LevelClient(server.address, prefetch=prefetch) as client:
@@ -164,7 +170,7 @@ def test_levels_that_wait_are_handed_to_nobody_else():
         clients = [LevelClient(server.address, prefetch=8) for _ in range(4)]
         played = [level for client in clients for level in levels(client.next(2))]
         with Trainer(server.address) as trainer:
-            assert trainer.stats()["in_flight"] == 40
+            faults.eventually(lambda: trainer.stats()["in_flight"] == 40, "every level is played or waits")
         assert len(set(played)) == 8
         for client in clients:
             client.close()
@@ -173,7 +179,7 @@ def test_levels_that_wait_are_handed_to_nobody_else():
 def test_what_is_ready_needs_no_server():
     with launch(SEQUENTIAL) as server, LevelClient(server.address, prefetch=8) as client, Trainer(server.address) as t:
         client.next()
-        faults.eventually(lambda: t.stats()["draws"] == 9, "eight are on their way")
+        drawn(t, 9)
         os.kill(server.process.pid, signal.SIGSTOP)
         assert [levels(client.next())[0] for _ in range(8)] == list(range(1, 9))
         os.kill(server.process.pid, signal.SIGCONT)
@@ -184,15 +190,18 @@ def test_the_cost_in_freshness_is_counted():
     with launch(Config(levels=range(50), strategy="external")) as server, Trainer(server.address) as trainer:
         client = LevelClient(server.address, prefetch=2)
         client.next()  # asked for now; two are drawn ahead, and the next two when the first of them is begun
+        drawn(trainer, 3)
         for _ in range(3):
             trainer.push_scores([1], [0.5])
         assert (trainer.stats()["prefetched"], trainer.stats()["prefetch_lag_pushes"]) == (2, 0.0)
         client.next()
+        drawn(trainer, 4)
         assert trainer.stats()["prefetch_lag_pushes"] == 3.0
         trainer.push_scores([1], [0.5])
         client.next()
         trainer.push_scores([1], [0.5])
         client.next()
+        drawn(trainer, 6)
         # The second was drawn before all five and told of one level late, the third was drawn after three of them.
         assert trainer.stats()["prefetch_lag_pushes"] == pytest.approx((3 + 5 + 2) / 3)
         client.close()
@@ -204,7 +213,7 @@ def test_a_client_that_asks_ahead_goes_on_with_a_restarted_server(bind):
         client = LevelClient(first.address, prefetch=4, timeout_s=faults.DEADLINE_S)
         client.next()
         with Trainer(first.address) as trainer:
-            faults.eventually(lambda: trainer.stats()["draws"] == 5, "four are on their way")
+            drawn(trainer, 5)
         first.process.send_signal(signal.SIGSTOP)
         assert levels(client.next(2, slots=[1, 2])) == [1, 2]  # and more are asked for, in vain
         first.kill()
@@ -299,3 +308,36 @@ def test_prefetch_is_a_number_of_levels(prefetch):
     with pytest.raises(InvalidInput) as raised:
         LevelClient("tcp://127.0.0.1:1", prefetch=prefetch)
     assert str(raised.value) == f"prefetch: expected an integer from 0 to 4096, got {prefetch!r}"
+
+
+def test_tickets_of_a_request_that_could_not_be_sent_are_used_again(ipc):
+    """A client whose requests fail on the way out holds no more levels than before."""
+    with faults.daemon(ipc, "--levels", "0:40000", "--max-frame-bytes", "65536"), Trainer(ipc) as trainer:
+        client = LevelClient(ipc, prefetch=4)
+        client.next(8000)
+        client.next(8000)
+        for _ in range(5):
+            with pytest.raises(MessageTooLarge):
+                client.next(9000)
+        client.next(8000)
+        assert trainer.stats()["in_flight"] <= 8000 + 4
+        client.close()
+
+
+def test_an_interrupt_after_sending_leaves_nothing_behind():
+    with launch(SEQUENTIAL) as server, LevelClient(server.address, prefetch=4) as client, Trainer(server.address) as t:
+        send = client._connection.send
+
+        def interrupted(*args):
+            send(*args)
+            raise KeyboardInterrupt
+
+        for _ in range(10):
+            client.next()
+            client._connection.send = interrupted
+            with contextlib.suppress(KeyboardInterrupt):
+                for _ in range(4):
+                    client.next()
+            client._connection.send = send
+        client.next()
+        assert t.stats()["in_flight"] <= 1 + 2 * 4

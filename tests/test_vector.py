@@ -70,7 +70,11 @@ def build(
     def inside() -> gym.Env:
         return LevelReplay(LevelEnv(**env_kwargs), address, prefetch=prefetch)
 
-    return LevelReplayVector(kind([bare if arrangement == "bare" else inside] * n, mode), address, prefetch=prefetch)
+    return LevelReplayVector(
+        kind([bare if arrangement == "bare" else inside] * n, mode),
+        address,
+        prefetch=prefetch * (arrangement == "bare"),
+    )
 
 
 def native(address: str, mode: AutoresetMode, n: int = N) -> LevelReplayVector:
@@ -222,6 +226,13 @@ def test_an_episode_cut_right_after_a_push_is_not_taken_for_the_one_before(block
                 drive.begin(envs.reset(options={"reset_mask": mask} if masked else None)[0])
         assert scores_of(server.address) == pytest.approx({LONG: td_error_of(LONG, bootstraps=True)}, rel=1e-6)
         envs.close()
+
+
+def test_prefetch_beside_level_replay_inside_is_refused(address: str) -> None:
+    envs = sync_envs([lambda: LevelReplay(LevelEnv(), address, prefetch=2)] * 2, NEXT_STEP)
+    with pytest.raises(InvalidInput, match=r"^prefetch: expected 0, because every LevelReplay asks for itself"):
+        LevelReplayVector(envs, address, prefetch=2)
+    envs.close()
 
 
 @pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])

@@ -80,7 +80,7 @@ class LevelReplayVector(VectorWrapper):
     Raises:
         InvalidInput: some sub-envs have a `LevelReplay` and others not, bare sub-envs sit under other vector wrappers,
             `envs` does not tell its autoreset mode, the address is not an ipc or tcp address, or prefetch is not an
-            integer from 0 to 4096.
+            integer from 0 to 4096, or not 0 though the sub-envs have a `LevelReplay`.
     """
 
     def __init__(
@@ -93,6 +93,9 @@ class LevelReplayVector(VectorWrapper):
             got = repr(envs.metadata.get("autoreset_mode"))
             raise InvalidInput("envs", "an AutoresetMode in envs.metadata['autoreset_mode']", got) from None
         self._inside = _asks_for_levels(envs)
+        if self._inside and prefetch:
+            expected = "0, because every LevelReplay asks for itself (LevelReplay(env, address, prefetch=...))"
+            raise InvalidInput("prefetch", expected, repr(prefetch))
         if not self._inside and isinstance(envs, VectorWrapper):
             expected = "bare sub-envs directly in a vector env (put other vector wrappers around LevelReplayVector)"
             raise InvalidInput("envs", expected, repr(envs))
@@ -146,11 +149,11 @@ class LevelReplayVector(VectorWrapper):
         if masked:
             if self._rollout.steps:
                 self._rollout.cut(rows, keep_truncated=self._mode is not AutoresetMode.NEXT_STEP)
-            else:  # the episodes cut here were pushed as going on: nothing of the next ones may be taken for theirs
-                self._columns = _replaced(self._columns, rows, self._columns[rows] + self.num_envs)
+            else:
+                self._forget_pushed(rows & ~self._ended)
         else:
             self._rollout.clear()
-            self._trainer.close()  # as above, for all of them
+            self._forget_pushed(~self._none)
             self.valid = np.zeros_like(self._none)
         if not self._autoreset_survives_reset:
             self._ended = self._ended & ~rows
@@ -230,7 +233,8 @@ class LevelReplayVector(VectorWrapper):
         Raises:
             InvalidInput: a shape does not fit the steps recorded, the recording has ended, or the server refuses a
                 field; the rollout is kept.
-            PlrError: as `Trainer.push`.
+            PlrError: as `Trainer.push`. After `ServerUnreachable` the server may have scored the rollout or not; it is
+                kept, so that a push of it again may score it twice.
         """
         rollout = self._rollout
         if rollout.steps > RECORDED_STEPS_MAX:
@@ -271,6 +275,13 @@ class LevelReplayVector(VectorWrapper):
         self._client.close()
         self._trainer.close()
         super().close(**kwargs)
+
+    def _forget_pushed(self, rows: Bools) -> None:
+        """Sees to it that nothing is taken for a part of the episodes of `rows`, which were pushed as going on."""
+        if rows.all():
+            self._trainer.close()
+        elif rows.any():
+            self._columns = _replaced(self._columns, rows, self._columns[rows] + self.num_envs)
 
     def _checked_mask(self, mask: Any) -> Bools:
         """Returns the caller's reset mask; a wrong one must not cost levels, nor reach the workers."""
