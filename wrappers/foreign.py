@@ -7,7 +7,6 @@ only in the calls that configure or start one.
 from __future__ import annotations
 
 import contextlib
-import os
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,12 +19,11 @@ from plr_client import ConfigError, InvalidInput
 if TYPE_CHECKING:
     from plr_server import Config
 
-# A forked child keeps its parent's servers alive: stopping them is the parent's business.
-_inherited: list[contextlib.ExitStack] = []
-
 
 def own_server(owner: object, config: Config) -> tuple[str, Callable[[], object]]:
     """Starts a server that ends with `owner`, or earlier by the function that is returned, or with this process.
+
+    A forked child stops nothing (`plr_server.launch`).
 
     Args:
         owner: the object that the server belongs to.
@@ -41,14 +39,7 @@ def own_server(owner: object, config: Config) -> tuple[str, Callable[[], object]
 
     stack = contextlib.ExitStack()
     address = stack.enter_context(launch(config)).address
-    return address, weakref.finalize(owner, _stop, stack, os.getpid())
-
-
-def _stop(stack: contextlib.ExitStack, pid: int) -> None:
-    if os.getpid() == pid:
-        stack.close()
-    else:
-        _inherited.append(stack)
+    return address, weakref.finalize(owner, stack.close)
 
 
 def config_of(words: Mapping[str, str], **fields: Any) -> Config:
