@@ -228,9 +228,11 @@ def _check_env(options: argparse.Namespace) -> int:
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    fields = json.loads(text)
+    fields = None
+    with contextlib.suppress(ValueError):
+        fields = json.loads(text)
     if not isinstance(fields, dict):
-        raise TypeError(text)
+        raise argparse.ArgumentTypeError(f"expected a JSON object, such as '{{\"size\": 8}}', got {text!r}")
     return fields
 
 

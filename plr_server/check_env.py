@@ -64,7 +64,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether a level determines the episode, and more than one level is there."""
+        """Whether nothing was found: a level determines the episode, and of several not all are the same."""
         return not self.findings
 
     def text(self) -> str:
@@ -88,6 +88,8 @@ class Report:
         verdict = "fine: a level determines the episode"
         if "same" in found:
             verdict = f"not fine: {found['same'].first}"
+        elif found.keys() == {"raised"}:
+            verdict = "not fine: the env raised, so that it cannot be told whether a level determines the episode"
         elif found:
             verdict = "not fine: a level does not determine the episode, so that its score says little about it"
         return "\n".join([*lines, verdict])
@@ -169,7 +171,7 @@ def check_env(make: Callable[[], Env], levels: Sequence[int], *, max_steps: int 
     if not levels or min(levels) < 0 or len(set(levels)) != len(levels):
         raise InvalidInput("levels", "one or more distinct seeds, 0 or above", f"{levels!s:.80}")
     if max_steps < 1:
-        raise InvalidInput("steps", "at least 1", str(max_steps))
+        raise InvalidInput("max_steps", "at least 1 (--steps on the command line)", str(max_steps))
     fresh, again, after = [], [], []
     for n, level in enumerate(levels):
         fresh += _played(make, [level], max_steps, seed)

@@ -6,7 +6,9 @@ tests/integrations/test_di_engine.py has its real run.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
+import os
 
 import numpy as np
 import pytest
@@ -287,5 +289,20 @@ def test_its_own_server_ends_with_it():
 
 @pytest.mark.skipif(importlib.util.find_spec("ding") is not None, reason="DI-engine is installed")
 def test_without_di_engine_the_run_says_what_is_missing():
-    with pytest.raises(MissingDependency, match="DI-engine"):
+    with pytest.raises(MissingDependency, match=r"expected package DI-engine, .*; docs/di_engine\.md says how"):
         serial_pipeline_plr(({}, {}))
+
+
+def test_a_forked_child_does_not_stop_the_server():
+    sampler = LevelSampler(range(3), (2,), 3, 1, {})
+    child = os.fork()
+    if not child:
+        sampler.close()
+        del sampler
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert sampler.sample() in range(3)
+    sampler.close()
+    with pytest.raises(ServerUnreachable), Trainer(sampler.address, timeout_s=0.2) as trainer:
+        trainer.stats()

@@ -156,12 +156,21 @@ def test_a_bad_rollout_is_refused_whole(change, error, match):
         ({"num_actors": 0}, InvalidInput, "1 or more"),
         ({"replay_schedule": "proportionate"}, InvalidInput, "rho: expected 0 or 1 under the schedule proportionate"),
         ({"temperature": -1.0}, ConfigError, "temperature"),
-        ({"nu": 2.0}, ConfigError, "replay_prob"),
+        ({"nu": 2.0}, InvalidInput, "nu: expected a number from 0 to 1, got 2.0"),
+        ({"rho": -1}, InvalidInput, "rho: expected a number from 0 to 1, got -1"),
+        ({"score_transform": "cubic"}, ConfigError, "score_transform: expected one of"),
+        ({"curriculum": "eval"}, InvalidInput, "curriculum: expected an address beside it"),
+        ({"seeds": [1.7, 2.2]}, InvalidInput, "seeds: expected a list of ints"),
+        ({"seeds": 200}, InvalidInput, "seeds: expected a list of ints, got 200"),
+        ({"seeds": [[1], [2, 3]]}, InvalidInput, "seeds: expected a list of ints"),
+        ({"seeds": [1, 1]}, ConfigError, "seeds: .* an id twice"),
+        ({"seeds": [2**63]}, ConfigError, "seeds: .* an id beyond int64"),
+        ({"seeds": []}, ConfigError, "seeds: .*, got none"),
     ],
 )
 def test_what_is_not_here_says_what_to_do_instead(arguments, error, match):
     with pytest.raises(error, match=match):
-        LevelSampler(SEEDS, *SPACES, **{"strategy": "value_l1"} | arguments)
+        LevelSampler(**{"seeds": SEEDS, "strategy": "value_l1"} | arguments)
 
 
 def test_the_server_ends_with_the_sampler():

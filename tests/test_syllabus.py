@@ -360,6 +360,50 @@ def test_a_bad_update_is_refused_whole(change, error, match):
     curriculum.stop()
 
 
+def updates(played, transitions, dones, **more):
+    """An update of one env whose task tells the level of its last transition, and how many it has made."""
+    metrics = {
+        "value": [0.0],
+        "next_value": None,
+        "rew": [1.0],
+        "dones": [dones],
+        "tasks": [Task(0, played, transitions)],
+    }
+    return metrics | more
+
+
+def test_a_block_that_cannot_be_pushed_is_dropped_and_the_update_after_it_is_not():
+    curriculum = PrioritizedLevelReplay(DiscreteTaskSpace(LEVELS), num_steps=2)
+    curriculum.update(updates(3, 1, dones=False))
+    curriculum.update(updates(4, 2, dones=False))  # another level, and no end before it
+    with pytest.raises(InvalidInput, match="levels"):
+        curriculum.update(updates(5, 3, dones=True))
+    assert curriculum._trainer.stats()["steps"] == 0
+    curriculum.update(updates(6, 3, dones=False))  # a step that only reset the env
+    curriculum.update(updates(6, 4, dones=True))
+    assert curriculum._trainer.stats()["steps"] == 1
+    levels, scores, _, seen = curriculum._trainer.scores()
+    assert dict(zip(levels[seen].tolist(), scores[seen].tolist(), strict=True)) == {5: 1.0}
+    curriculum.update(updates(7, 5, dones=False, next_value=[0.0]))
+    assert curriculum._trainer.stats()["steps"] == 3
+    curriculum.stop()
+
+
+def test_an_episode_is_not_stitched_over_a_block_that_was_dropped(ipc):
+    with launch(Config(levels=range(LEVELS), partial="stitch"), ipc):
+        curriculum = PrioritizedLevelReplay(DiscreteTaskSpace(LEVELS), address=ipc, num_steps=2)
+        for transitions in (1, 2):
+            curriculum.update(updates(3, transitions, dones=False, next_value=[0.0]))
+        curriculum.update(updates(4, 3, dones=False, next_value=[0.0]))
+        with pytest.raises(InvalidInput, match="levels"):
+            curriculum.update(updates(3, 4, dones=False, next_value=[0.0]))
+        curriculum.update(updates(3, 5, dones=True, next_value=[0.0], rew=[9.0]))
+        curriculum.update(updates(5, 6, dones=True, next_value=[0.0]))
+        levels, scores, _, seen = curriculum._trainer.scores()
+        assert dict(zip(levels[seen].tolist(), scores[seen].tolist(), strict=True)) == {3: 9.0, 5: 1.0}
+        curriculum.stop()
+
+
 def test_the_metrics_of_a_block_are_the_same_throughout(shared):
     copy = pickle.loads(pickle.dumps(shared))  # noqa: S301  our own
     copy.update(METRICS)
@@ -398,7 +442,12 @@ def test_a_strategy_that_reads_the_policy_needs_its_log_probabilities():
         ({"task_sampler_kwargs_dict": {"rho": 0.5}}, "0 or 1 under the schedule proportionate"),
         ({"task_sampler_kwargs_dict": {"replay_schedule": "sometimes"}}, "fixed or proportionate"),
         ({"task_sampler_kwargs_dict": {"staleness_transform": "rank"}}, "power"),
+        ({"task_sampler_kwargs_dict": {"staleness_transform": np.ones(2)}}, "power"),
+        ({"task_sampler_kwargs_dict": {"replay_schedule": np.ones(2)}}, "fixed or proportionate"),
+        ({"task_sampler_kwargs_dict": {"rho": np.ones(2)}}, "rho: expected a number from 0 to 1"),
+        ({"task_sampler_kwargs_dict": {"gae_lambda": np.zeros(2)}}, "argument of PrioritizedLevelReplay"),
         ({"task_space": 200}, "DiscreteTaskSpace"),
+        ({"curriculum": "eval"}, "curriculum: expected an address beside it"),
     ],
 )
 def test_what_is_not_here_says_what_to_do_instead(arguments, match):
@@ -406,9 +455,12 @@ def test_what_is_not_here_says_what_to_do_instead(arguments, match):
         PrioritizedLevelReplay(**{"task_space": DiscreteTaskSpace(3)} | arguments)
 
 
-def test_a_value_out_of_range_is_a_config_error():
-    with pytest.raises(ConfigError, match="temperature"):
-        PrioritizedLevelReplay(DiscreteTaskSpace(3), task_sampler_kwargs_dict={"temperature": 0})
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 0}, {"temperature": np.ones(2)}, {"score_transform": "cubic"}, {"replay_prob": 2.0}]
+)
+def test_a_value_out_of_range_is_a_config_error_in_its_word(wrong):
+    with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}: expected"):
+        PrioritizedLevelReplay(DiscreteTaskSpace(3), task_sampler_kwargs_dict=wrong)
 
 
 def test_arguments_without_effect_are_taken(shared):
@@ -430,6 +482,7 @@ def test_arguments_without_effect_are_taken(shared):
 def test_methods_that_are_not_here_say_what_to_do_instead(shared):
     with pytest.raises(InvalidInput, match=r"update_on_episode: expected update\(\)"):
         shared.update_on_episode(1.0, 3, 0, 1.0)
+    assert not hasattr(shared, "update_on_step")
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = shared.no_such_thing
     with pytest.raises(InvalidInput, match="max_queues"):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from plr_client import ConfigError, InvalidInput, LevelClient, MissingDependency, MissingField, Trainer
 from plr_client.protocol import DEFAULT_CURRICULUM
+from wrappers.foreign import own_server, share
 
 if TYPE_CHECKING:
     from plr_server import Config
@@ -63,7 +64,7 @@ Ints = NDArray[np.int64]
 class LevelSampler:
     """Stands in for `ding.data.level_replay.level_sampler.LevelSampler`, and keeps its table on a curriculum server.
 
-    By default it launches a server of its own, which ends with `close()` or with this process.
+    By default it launches a server of its own, which ends with `close()`, with this object or with this process.
 
     Args:
         seeds: the levels, distinct ints from 0 to 2**24.
@@ -119,9 +120,8 @@ class LevelSampler:
         self._rng = np.random.default_rng(section.get("seed", 0))
         with contextlib.ExitStack() as resources:
             if "address" not in section:
-                from plr_server import launch  # noqa: PLC0415  a user of a running server need not import one
-
-                section["address"] = resources.enter_context(launch(_config(section, self._seeds))).address
+                section["address"], stop = own_server(self, _config(section, self._seeds))
+                resources.callback(stop)
             self.address: str = section["address"]
             curriculum = section.get("curriculum", DEFAULT_CURRICULUM)
             self._trainer = resources.enter_context(Trainer(self.address, curriculum=curriculum))
@@ -208,6 +208,13 @@ class LevelSampler:
         self._resources.close()
 
 
+class _NoDIEngine(MissingDependency):
+    """It is no extra, because its own list holds other packages at old releases."""
+
+    fields = ("package",)  # type: ignore[assignment]
+    template = "expected package {package}, which is not installed; docs/di_engine.md says how to install it"
+
+
 def serial_pipeline_plr(  # noqa: PLR0917  DI-engine's signature
     input_cfg: Any,
     seed: int = 0,
@@ -245,7 +252,7 @@ def serial_pipeline_plr(  # noqa: PLR0917  DI-engine's signature
     except ModuleNotFoundError as error:
         if error.name != "ding":
             raise
-        raise MissingDependency("DI-engine", "di-engine") from error
+        raise _NoDIEngine("DI-engine") from error
 
     def compile_config(*args: Any, **kwargs: Any) -> Any:
         cfg = entry.compile_config(*args, **kwargs)
@@ -303,31 +310,25 @@ def _decay(section: Mapping[str, Any]) -> float:
     for name in ("discount_factor", "gae_lambda") if section["strategy"] == "one_step_td_error" else ():
         if section.get(name) is None:
             raise MissingField(f"level_replay.{name}", "that of the policy: one_step_td_error needs it", "none")
-        decay *= _share(name, section[name])
+        decay *= share(f"level_replay.{name}", section[name])
     return decay
 
 
 def _config(section: Mapping[str, Any], seeds: Sequence[int]) -> Config:
     """Returns the section in our words."""
-    from plr_server import Config  # noqa: PLC0415  as above
+    from plr_server import Config  # noqa: PLC0415  a user of a running server need not import one
 
     given = {**_DEFAULTS, **section}
     if given["staleness_transform"] != "power":
         expected = "power, the paper's P_C"
         raise InvalidInput("level_replay.staleness_transform", expected, repr(given["staleness_transform"]))
-    replay_prob = 1.0 - _share("nu", given["nu"]) if given["replay_schedule"] == "fixed" else 1.0
+    replay_prob = 1.0 - share("level_replay.nu", given["nu"]) if given["replay_schedule"] == "fixed" else 1.0
     fields = {field: given[key] for key, field in _FIELD_OF.items()}
     try:
         return Config(levels=tuple(seeds), replay_prob=replay_prob, **fields)
     except ConfigError as error:
         names = {field: f"level_replay.{key}" for key, field in _FIELD_OF.items()} | {"levels": "seeds"}
         raise InvalidInput(names[error.field], error.expected, error.got) from error
-
-
-def _share(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InvalidInput(f"level_replay.{key}", "a number from 0 to 1", repr(value))
-    return float(value)
 
 
 def _positive(num_actors: Any) -> int:

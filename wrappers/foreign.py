@@ -1,12 +1,12 @@
-"""What the drop-ins for level-replay and Syllabus share: their words in ours, their arrays, a server of their own.
+"""What the drop-ins for level-replay, Syllabus and DI-engine share: their words in ours, a server of their own.
 
-May be imported by `wrappers.level_replay` and `wrappers.syllabus` alone. It imports plr_server only to start one.
+May be imported by `wrappers.level_replay`, `wrappers.syllabus` and `wrappers.di_engine` alone. It imports plr_server
+only in the calls that configure or start one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plr_client import InvalidInput
+from plr_client import ConfigError, InvalidInput
 
 if TYPE_CHECKING:
     from plr_server import Config
 
-# A forked child keeps its parent's servers alive: stopping them is the parent's business.
-_inherited: list[contextlib.ExitStack] = []
-
 
 def own_server(owner: object, config: Config) -> tuple[str, Callable[[], object]]:
     """Starts a server that ends with `owner`, or earlier by the function that is returned, or with this process.
+
+    A forked child stops nothing (`plr_server.launch`).
 
     Args:
         owner: the object that the server belongs to.
@@ -40,14 +39,36 @@ def own_server(owner: object, config: Config) -> tuple[str, Callable[[], object]
 
     stack = contextlib.ExitStack()
     address = stack.enter_context(launch(config)).address
-    return address, weakref.finalize(owner, _stop, stack, os.getpid())
+    return address, weakref.finalize(owner, stack.close)
 
 
-def _stop(stack: contextlib.ExitStack, pid: int) -> None:
-    if os.getpid() == pid:
-        stack.close()
-    else:
-        _inherited.append(stack)
+def config_of(words: Mapping[str, str], **fields: Any) -> Config:
+    """Returns `Config(**fields)`, whose errors are in the caller's words.
+
+    Args:
+        words: the caller's word for a field, by the field's name, where it is another.
+        fields: of `Config`.
+
+    Raises:
+        ConfigError: a value is not what it must be.
+    """
+    from plr_server import Config  # noqa: PLC0415  as above
+
+    try:
+        return Config(**fields)
+    except ConfigError as error:
+        raise ConfigError(words.get(error.field, error.field), error.expected, error.got) from error
+
+
+def share(name: str, value: Any) -> float:
+    """Returns the value.
+
+    Raises:
+        InvalidInput: it is not a number from 0 to 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating) or not 0 <= value <= 1:
+        raise InvalidInput(name, "a number from 0 to 1", f"{value!r:.80}")
+    return float(value)
 
 
 def replay_fields(schedule: str, rho: float, replay_prob: float) -> dict[str, Any]:
@@ -59,10 +80,12 @@ def replay_fields(schedule: str, rho: float, replay_prob: float) -> dict[str, An
         replay_prob: the probability of a replay after that; under "proportionate" its upper bound.
 
     Raises:
-        InvalidInput: the schedule is neither, or `rho` lies between 0 and 1 under "proportionate": that is not here.
+        InvalidInput: the schedule is neither, `rho` is no share, or it lies between 0 and 1 under "proportionate": that
+            is not here.
     """
-    if schedule not in {"fixed", "proportionate"}:
-        raise InvalidInput("replay_schedule", "fixed or proportionate", repr(schedule))
+    if not isinstance(schedule, str) or schedule not in {"fixed", "proportionate"}:
+        raise InvalidInput("replay_schedule", "fixed or proportionate", f"{schedule!r:.80}")
+    rho = share("rho", rho)
     if schedule == "proportionate" and rho:
         if rho != 1.0:
             expected = "0 or 1 under the schedule proportionate (replay_schedule='fixed' takes any from 0 to 1)"
@@ -87,7 +110,7 @@ def refuse(given: Mapping[str, Any], instead: Mapping[str, str], no_effect: froz
             continue
         if name not in instead:
             raise InvalidInput(name, f"one of {', '.join(sorted({*instead, *no_effect}))}", "an unknown argument")
-        if value:
+        if getattr(value, "ndim", 0) or value:  # an array asks for something, and has no truth of its own
             raise InvalidInput(name, instead[name], f"{value!r:.80}")
 
 

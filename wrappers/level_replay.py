@@ -6,6 +6,7 @@ keeps no scores. What differs from it is in docs/level_replay.md.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 
 from plr_client import InvalidInput, LevelClient, LevelOutsideSpace, Trainer
 from plr_client.protocol import DEFAULT_CURRICULUM
-from wrappers.foreign import host_array, own_server, replay_fields
+from wrappers.foreign import config_of, host_array, own_server, replay_fields, share
 
 VALUE_STRATEGIES = ("gae", "value_l1", "one_step_td_error")
 POLICY_STRATEGIES = ("policy_entropy", "least_confidence", "min_margin")
 BASELINES = ("random", "sequential")
+
+_WORDS = {"levels": "seeds", "transform": "score_transform", "min_fill_ratio": "rho"}  # of `Config`, in level-replay's
 
 
 class LevelSampler:
@@ -49,7 +52,7 @@ class LevelSampler:
         gamma: discount of one_step_td_error, 0 to 1. The other strategies take the advantages from the rollouts.
         address: where a daemon listens that is used instead; it has the configuration, these seeds as its levels, and
             the train loop's gamma and gae_lambda.
-        curriculum: the name of the curriculum there.
+        curriculum: the name of the curriculum there; only with `address`.
 
     Raises:
         InvalidInput: an argument is not what it must be or has no counterpart here, or the daemon has another strategy.
@@ -87,15 +90,19 @@ class LevelSampler:
             raise InvalidInput("staleness_transform", "power, with staleness_temperature", repr(staleness_transform))
         if isinstance(num_actors, bool) or not isinstance(num_actors, int) or num_actors < 1:
             raise InvalidInput("num_actors", "an integer, 1 or more", repr(num_actors))
+        if curriculum != DEFAULT_CURRICULUM and address is None:
+            raise InvalidInput("curriculum", "an address beside it, of a daemon that has it", repr(curriculum))
+        try:
+            levels = tuple(map(operator.index, seeds))
+        except TypeError as error:
+            raise InvalidInput("seeds", "a list of ints", f"{seeds!r:.80}") from error
         self.strategy = strategy
-        self.seeds: NDArray[np.int64] = np.array(seeds, dtype=np.int64)
         self._stop: Callable[[], object] | None = None
         self._gamma_is_0 = address is None and strategy != "one_step_td_error"
         if address is None:
-            from plr_server import Config  # noqa: PLC0415  a user of a daemon's address needs no server
-
-            config = Config(
-                levels=tuple(self.seeds.tolist()),
+            config = config_of(
+                _WORDS,
+                levels=levels,
                 strategy=strategy,
                 transform=score_transform,
                 temperature=temperature,
@@ -104,7 +111,7 @@ class LevelSampler:
                 staleness_coef=staleness_coef,
                 staleness_temperature=staleness_temperature,
                 gamma=0.0 if self._gamma_is_0 else gamma,
-                **replay_fields(replay_schedule, rho, 1.0 - nu if replay_schedule == "fixed" else 1.0),
+                **replay_fields(replay_schedule, rho, 1.0 - share("nu", nu) if replay_schedule == "fixed" else 1.0),
             )
             address, self._stop = own_server(self, config)
         self._trainer = Trainer(address, curriculum=curriculum)
@@ -112,8 +119,9 @@ class LevelSampler:
         if self._stop is None:
             if (daemons := self._trainer.stats()["strategy"]) != strategy:
                 raise InvalidInput("strategy", f"{daemons}, the daemon's", repr(strategy))
-            if missing := set(self.seeds.tolist()) - set(self._trainer.scores()[0].tolist()):
+            if missing := set(levels) - set(self._trainer.scores()[0].tolist()):
                 raise LevelOutsideSpace("seeds", "levels of the daemon", f"{len(missing)} that it does not have")
+        self.seeds: NDArray[np.int64] = np.array(levels, dtype=np.int64)
         self._num_actors = num_actors
         self._draws = 0
         self._turn = 0  # of sample("sequential")

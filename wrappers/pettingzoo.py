@@ -21,6 +21,8 @@ try:
     from pettingzoo import ParallelEnv
     from pettingzoo.utils import BaseParallelWrapper
 except ModuleNotFoundError as error:
+    if str(error.name).partition(".")[0] != "pettingzoo":
+        raise  # a module that it needs
     raise MissingDependency("pettingzoo", "pettingzoo") from error
 
 Bools = NDArray[np.bool_]
@@ -165,6 +167,7 @@ class LevelReplayParallel(BaseParallelWrapper):
         values: PerAgent | None,
         next_values: PerAgent | None,
         *,
+        rewards: PerAgent | None = None,
         final_values: PerAgent | None = None,
         logits: PerAgent | None = None,
     ) -> int:
@@ -177,6 +180,8 @@ class LevelReplayParallel(BaseParallelWrapper):
             values: (T_a,) by agent, or (T, K): V of the observation before each step; None where the strategy needs
                 none.
             next_values: a number by agent, or (K,): V of the observation last returned, read of the agents that go on.
+            rewards: (T_a,) by agent, or (T, K), where you learn from others than those recorded, such as scaled ones:
+                values and rewards must be on one scale.
             final_values: for agents cut by a time limit, to bootstrap with V of their last observation: one entry by
                 agent for each time that happened, or (T, K), read where it did. Without it, a time limit counts as an
                 end without bootstrap.
@@ -196,7 +201,7 @@ class LevelReplayParallel(BaseParallelWrapper):
                 f"1 to {RECORDED_STEPS_MAX} steps since the last one (or plr_client.Trainer, with arrays of yours)"
             )
             raise InvalidInput("push", expected, f"{self._steps}")
-        played, rewards, dones, truncated, levels, scored = map(np.array, zip(*self._rows, strict=True))
+        played, earned, dones, truncated, levels, scored = map(np.array, zip(*self._rows, strict=True))
         goes_on = played[-1:] & ~dones[-1:]
         if isinstance(next_values, Mapping):
             next_values = {
@@ -210,7 +215,7 @@ class LevelReplayParallel(BaseParallelWrapper):
         last = self._table("final_values", final_values, truncated)
         pushed = self._trainer.push(
             self._table("values", values, played),
-            rewards,
+            earned if rewards is None else self._table("rewards", rewards, played),
             dones,
             np.broadcast_to(levels[:, np.newaxis], played.shape),
             None if following is None else following[0],

@@ -15,7 +15,9 @@ from plr_client import InvalidInput, MissingDependency, ServerStartError
 
 try:
     import ray
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != "ray":
+        raise  # a module that it needs
     raise MissingDependency("ray", "rllib") from error
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def start(
     *,
     port: int = 0,
     insecure: bool = False,
+    timeout_s: float = 60.0,
     **actor_options: Any,
 ) -> str:
     """Starts a server on the cluster; it stays when this job ends, until `stop`.
@@ -45,6 +48,7 @@ def start(
         port: where it listens; 0 for a free one.
         insecure: listen beyond loopback: there is no authentication, so whoever reaches the node may read and change
             the curriculum. Needed where the cluster has several nodes.
+        timeout_s: seconds to wait for the server, until a node has room for the actor included; above 0.
         actor_options: Ray's own, for the placement of the actor and its restarts, such as `resources` or
             `max_restarts`. By default it takes no CPU and is not restarted.
 
@@ -53,7 +57,8 @@ def start(
 
     Raises:
         InvalidInput: there is a server of that name already, or several nodes and no `insecure`.
-        ServerStartError: the configuration or the address cannot be served.
+        ServerStartError: the configuration or the address cannot be served, or there was no server in time. Nothing is
+            left of it.
     """
     nodes = sum(node["Alive"] for node in ray.nodes())
     if nodes > 1 and not insecure:
@@ -70,9 +75,17 @@ def start(
         expected = "a name that is free (stop() ends the server that has it, address() finds it)"
         raise InvalidInput("name", expected, repr(name)) from error
     try:
-        return str(ray.get(daemon.address.remote())[0])
-    except ray.exceptions.ActorDiedError as error:  # its text ends with what the constructor raised
-        raise ServerStartError(str(error).strip().splitlines()[-1]) from error
+        return str(ray.get(daemon.address.remote(), timeout=timeout_s)[0])
+    except BaseException as error:  # an interrupt too must leave nothing behind
+        ray.kill(daemon)
+        if isinstance(error, ray.exceptions.ActorDiedError):  # its text ends with what the constructor raised
+            raise ServerStartError(str(error).strip().splitlines()[-1]) from error
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            expected = (
+                f"expected a server within {timeout_s:g} s (timeout_s), got none; `ray status` says what is waited for"
+            )
+            raise ServerStartError(f"{expected}: has a node what the actor asks for ({actor_options})?") from error
+        raise
 
 
 def address(name: str = "plr") -> str:

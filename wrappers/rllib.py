@@ -28,7 +28,9 @@ try:
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
     from ray.rllib.utils.postprocessing.zero_padding import unpad_data_if_necessary
     from torch import distributed
-except ImportError as error:
+except ImportError as error:  # how ray.tune reports a module that is missing
+    if not isinstance(error.__cause__ or error, ModuleNotFoundError):
+        raise  # what is there is broken
     raise MissingDependency("ray[rllib]", "rllib") from error
 
 logger = logging.getLogger("plr_client")

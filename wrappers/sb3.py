@@ -17,7 +17,9 @@ from plr_client.protocol import DEFAULT_CURRICULUM
 try:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if str(error.name).partition(".")[0] != "stable_baselines3":
+        raise  # a module that it needs
     raise MissingDependency("stable-baselines3", "sb3") from error
 
 LOGGED = ("effective_levels", "seen_share", "replay_share", "mean_score")  # of the server's stats

@@ -16,9 +16,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from plr_client import InvalidInput, LevelClient, LevelOutsideSpace, MissingField, Trainer
+from plr_client import InvalidInput, LevelClient, LevelOutsideSpace, MissingField, PlrError, Trainer
 from plr_client.protocol import DEFAULT_CURRICULUM
-from wrappers.foreign import host_array, own_server, refuse, replay_fields
+from wrappers.foreign import config_of, host_array, own_server, refuse, replay_fields
 
 _SAMPLER_FIELDS = {  # Syllabus' names in `Config`'s
     "strategy": "strategy",
@@ -30,6 +30,7 @@ _SAMPLER_FIELDS = {  # Syllabus' names in `Config`'s
     "staleness_temperature": "staleness_temperature",
     "max_score_coef": "max_score_coef",
 }
+_WORDS = {ours: theirs for theirs, ours in _SAMPLER_FIELDS.items()} | {"min_fill_ratio": "rho", "levels": "tasks"}
 _SAMPLER_INSTEAD = {
     "sample_full_distribution": 'a daemon with levels = "unbounded", whose levels are fresh seeds (README.md)',
     "use_dense_rewards": "False: R_max - V_t is taken over all steps (strategy grounded_signed_value_loss)",
@@ -71,6 +72,10 @@ _SYNC_INSTEAD = {
 }
 _SYNC_NO_EFFECT = frozenset({"batch_size", "remove_keys", "update_on_step"})
 _QUEUE_NO_EFFECT = frozenset({"max_queue_size", "max_envs", "use_simple_queues", "verbose"})
+
+
+class NotHere(InvalidInput, AttributeError):
+    """A method of Syllabus that is not here; `hasattr` says so too. Attributes as `InvalidInput`."""
 
 
 class DiscreteTaskSpace:
@@ -354,7 +359,7 @@ class PrioritizedLevelReplay:
         gae_lambda: lambda of generalised advantage estimation; 0.95 by default.
         task_names: called as task_names(task, index), for `log_metrics`.
         address: where a daemon listens that is used instead; it has the configuration, and these tasks as its levels.
-        curriculum: the name of the curriculum there.
+        curriculum: the name of the curriculum there; only with `address`.
         more: Syllabus' other arguments have no effect, or raise where they ask for what is not here.
 
     Raises:
@@ -390,9 +395,9 @@ class PrioritizedLevelReplay:
         self._stop: Callable[[], object] | None = None
         fields = _config_fields(task_sampler_kwargs_dict, gamma, gae_lambda)
         if address is None:
-            from plr_server import Config  # noqa: PLC0415  a user of a daemon's address needs no server
-
-            config = Config(levels=tuple(task_space.tasks), num_steps=num_steps, **fields)
+            if curriculum != DEFAULT_CURRICULUM:
+                raise InvalidInput("curriculum", "an address beside it, of a daemon that has it", repr(curriculum))
+            config = config_of(_WORDS, levels=tuple(task_space.tasks), num_steps=num_steps, **fields)
             address, self._stop = own_server(self, config)
         elif task_sampler_kwargs_dict is not None or gamma is not None or gae_lambda is not None:
             expected = "no settings beside it: the daemon has its own (plr-server serve --help)"
@@ -413,7 +418,7 @@ class PrioritizedLevelReplay:
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in _METHODS_INSTEAD:
-            raise InvalidInput(name, _METHODS_INSTEAD[name], f"a call of {name}")
+            raise NotHere(name, _METHODS_INSTEAD[name], f"a call of {name}")
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __iter__(self) -> Iterator[Any]:
@@ -465,20 +470,23 @@ class PrioritizedLevelReplay:
                 object as "value", the block waits for the next update, whose "value" it is.
 
         Raises:
-            InvalidInput: a metric is not what it must be; nothing of the update was taken.
-            MissingField: a metric is missing. If it is one that only the strategy needs, the block was dropped.
-            LevelOutsideSpace: a task is not in the task space.
-            ServerUnreachable: no reply from the server; the block was dropped.
+            InvalidInput: a metric is not what it must be, and nothing of the update was taken.
+            MissingField: a metric is missing, and nothing of the update was taken.
+            LevelOutsideSpace: a task is not in the task space, and nothing of the update was taken.
+            PlrError: as `Trainer.push`, when a block is pushed. The update was taken and the block was dropped: go on
+                with the next update.
         """
         kind = update.get("update_type", "on_demand")
         if kind != "on_demand":
             raise InvalidInput("update_type", "on_demand: the envs report nothing by themselves", repr(kind))
         metrics = update.get("metrics", update)
         row, next_values, transitions = self._checked(metrics)
-        if len(self._block) >= self._num_steps:  # it waits for the value of the observation after it
-            self._push(row.get("values"))
         self._num_envs, self._transitions = len(row["levels"]), transitions
-        self._block.append(row)
+        try:
+            if len(self._block) >= self._num_steps:  # it waits for the value of the observation after it
+                self._push(row.get("values"))
+        finally:
+            self._block.append(row)  # of the next block, whatever became of that one
         waits = "values" in row and (next_values is None or metrics["next_value"] is metrics["value"])
         if len(self._block) >= self._num_steps and not waits:
             self._push(next_values)
@@ -584,15 +592,19 @@ class PrioritizedLevelReplay:
     def _push(self, next_values: NDArray[Any] | None) -> None:
         block, self._block = self._block, []
         arrays = {name: np.stack([row[name] for row in block]) for name in block[0]}
-        self._trainer.push(
-            arrays.get("values"),
-            arrays.get("rewards"),
-            arrays["dones"],
-            arrays["levels"],
-            next_values,
-            valid=arrays.get("valid"),
-            logits=arrays.get("logits"),
-        )
+        try:
+            self._trainer.push(
+                arrays.get("values"),
+                arrays.get("rewards"),
+                arrays["dones"],
+                arrays["levels"],
+                next_values,
+                valid=arrays.get("valid"),
+                logits=arrays.get("logits"),
+            )
+        except PlrError:
+            self._trainer.close()  # the steps after the gap are not those of the episodes before it
+            raise
 
 
 _METRICS = frozenset({"value", "next_value", "rew", "dones", "tasks", "action_log_dist"})
@@ -628,8 +640,9 @@ def _config_fields(sampler: Mapping[str, Any] | None, gamma: float | None, gae_l
     given = dict(sampler or {})
     schedule = given.pop("replay_schedule", "proportionate")
     fields = replay_fields(schedule, given.pop("rho", 1.0), given.pop("replay_prob", 0.5))
-    if (transform := given.pop("staleness_transform", "power")) != "power":
-        raise InvalidInput("staleness_transform", "power, with staleness_temperature", repr(transform))
+    transform = given.pop("staleness_transform", "power")
+    if not isinstance(transform, str) or transform != "power":
+        raise InvalidInput("staleness_transform", "power, with staleness_temperature", f"{transform!r:.80}")
     fields |= {ours: given.pop(theirs) for theirs, ours in _SAMPLER_FIELDS.items() if theirs in given}
     refuse(given, _SAMPLER_INSTEAD, _SAMPLER_NO_EFFECT)
     for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):

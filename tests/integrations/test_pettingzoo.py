@@ -227,6 +227,33 @@ def test_arrays_in_the_order_of_possible_agents_score_as_values_by_agent():
     assert scores[0][0] > 0
 
 
+@pytest.mark.parametrize("by", ["agent", "array"])
+def test_rewards_that_the_trainer_scaled_score_in_place_of_those_recorded(by):
+    with launch(config()) as server, Trainer(server.address) as trainer:
+        env = LevelReplayParallel(falling_walkers(), server.address)
+        episodes, _ = Learner(env, seed=2).play(400, env.reset()[0])
+        env.reset()  # an episode cut here ends here
+        agents = env.possible_agents
+        values, _ = by_agent(episodes, agents)
+        for episode in episodes:
+            episode["after"] = dict.fromkeys(agents, 0.0)
+            for steps in episode["steps"].values():
+                steps[:] = [(0.01 * reward, value) for reward, value in steps]
+        rewards = {a: [reward for e in episodes for reward, _ in e["steps"].get(a, ())] for a in agents}
+        if by == "array":
+            played = np.array([row[0] for row in env._rows])
+            table = np.full(played.shape, np.nan)
+            for n, agent in enumerate(agents):
+                table[played[:, n], n] = rewards[agent]
+            rewards = table
+        env.push(values, {}, rewards=rewards)
+        expected = {}
+        applied(expected, episodes)
+        assert scored(trainer) == pytest.approx(expected)
+        assert len(episodes) >= 3
+        env.close()
+
+
 def test_logits_are_handed_over_by_agent_too():
     with launch(config(strategy="least_confidence")) as server, Trainer(server.address) as trainer:
         env = LevelReplayParallel(spread(), server.address)
@@ -372,6 +399,8 @@ ONE = dict.fromkeys(TWO, 0.0)
         (TWO, {"agent_0": 0.0}, {}, r"^next_values\['agent_1'\]: expected shape \(1,\)"),
         (np.zeros((3, 3)), ONE, {}, r"^values: expected shape \(2, 3\), of 2 steps and 3 possible agents, got .*"),
         (np.zeros(6), ONE, {}, r"^values: expected shape \(2, 3\)"),
+        (TWO, ONE, {"rewards": {**TWO, "agent_1": [0.0]}}, r"^rewards\['agent_1'\]: expected shape \(2,\)"),
+        (TWO, ONE, {"rewards": np.zeros((3, 3))}, r"^rewards: expected shape \(2, 3\), of 2 steps"),
         (TWO, np.zeros(2), {}, r"^next_values: expected shape \(1, 3\)"),
         (TWO, ONE, {"final_values": TWO}, r"^final_values\['agent_0'\]: expected shape \(0,\), .*, got shape \(2,\)$"),
         ({**TWO, "agent_1": [np.nan, 0.0]}, ONE, {}, r"^values: expected finite numbers"),

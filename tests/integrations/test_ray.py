@@ -119,6 +119,30 @@ def test_a_port_that_is_taken_and_the_name_is_given_back(name):
     stop("another")
 
 
+def gone(name):
+    """Whether the cluster knows no actor of that name."""
+    return not any(actor["name"] == name for actor in ray.util.list_named_actors(all_namespaces=True))
+
+
+def test_an_actor_that_no_node_has_room_for_is_given_up(name):
+    with pytest.raises(
+        ServerStartError, match=r"a server within 0\.5 s .*`ray status` .*\{'resources': \{'moon': 1\}\}"
+    ):
+        start(Config(), name, insecure=True, timeout_s=0.5, resources={"moon": 1})
+    faults.eventually(lambda: gone(name), "the name is given back")
+    start(Config(), name, insecure=True)
+
+
+def test_an_interrupt_leaves_no_actor_that_waits(name, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "get", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(Config(), name, insecure=True, resources={"moon": 1})
+    faults.eventually(lambda: gone(name), "the name is given back")
+
+
 def test_the_death_of_the_actor_ends_the_server(name):
     found = start(Config(), name, insecure=True, resources={"there": 1})
     pid = server_pid(found)

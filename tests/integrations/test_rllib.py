@@ -9,7 +9,9 @@ import collections
 import contextlib
 import itertools
 import os
+import runpy
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -18,9 +20,9 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.tune.registry import register_env
 from rllib_recording import RecordingLearner, ShowsLevel, load, pushed_rows, seen_rows
 
-from plr_client import InvalidInput, MissingField, Trainer, UnknownCurriculum
+from plr_client import InvalidInput, MissingDependency, MissingField, Trainer, UnknownCurriculum
 from plr_server import Config, launch
-from wrappers import LevelReplay
+from wrappers import LevelReplay, rllib
 from wrappers.rllib import LevelReplayPPOTorchLearner, _Chunk, _PushChunks
 
 pytestmark = [  # what Ray and RLlib do to themselves
@@ -299,3 +301,16 @@ def test_a_refused_push_leaves_the_open_episodes_as_they_were(pushing):
     push._push([chunk_of("a", 1, [1.0], [0.5, 0.0], terminated=True)])
     assert trainer.stats()["episodes"] == 1
     assert trainer.stats()["steps"] == 2
+
+
+def test_without_a_module_of_the_extra_the_import_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingDependency, match=r"ray\[rllib\], .* pip install 'plr-server\[rllib\]'"):
+        runpy.run_path(rllib.__file__)
+
+
+def test_of_an_rllib_that_is_broken_the_import_says_what_broke(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray.rllib.core.columns", types.ModuleType("columns"))
+    with pytest.raises(ImportError, match="Columns") as raised:
+        runpy.run_path(rllib.__file__)
+    assert not isinstance(raised.value, MissingDependency)

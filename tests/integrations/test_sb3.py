@@ -6,6 +6,7 @@ import csv
 import re
 import runpy
 import sys
+import types
 from pathlib import Path
 
 import gymnasium as gym
@@ -483,6 +484,19 @@ def test_without_sb3_the_import_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3.common.callbacks", None)
     with pytest.raises(MissingDependency, match=r"stable-baselines3, .* pip install 'plr-server\[sb3\]'"):
         runpy.run_path(sb3.__file__)
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_of_an_sb3_that_is_broken_the_import_says_what_broke(monkeypatch, missing):
+    name = "stable_baselines3.common.callbacks"
+    if missing:
+        monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "gymnasium", None)
+    else:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    with pytest.raises(ImportError, match="gymnasium" if missing else "BaseCallback") as raised:
+        runpy.run_path(sb3.__file__)
+    assert not isinstance(raised.value, MissingDependency)
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sb3.md").read_text()
