@@ -10,7 +10,7 @@ TORCH := cleanrl level_replay pettingzoo sb3 syllabus
 RLLIB := ray rllib
 DI_ENGINE := di_engine
 
-.PHONY: demo test test-slow test-integrations lint types bench bench-peers clean
+.PHONY: demo test test-slow test-integrations lint types bench bench-overhead bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/python examples/minigrid_demo.py
@@ -40,10 +40,16 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/transport.py
 	$(BIN)/python benchmarks/procgen_speed.py
 	$(BIN)/python benchmarks/levels.py
+	$(BIN)/python benchmarks/resets.py
+
+# What a curriculum costs a trainer; with torch and Stable-Baselines3.
+bench-overhead: .venv-torch/dev
+	.venv-torch/bin/python benchmarks/overhead.py
 
 # Beside Syllabus and DI-engine, each in an environment of its own (1.5 GB each).
 bench-peers: .venv/dev
 	$(BIN)/python benchmarks/levels.py --peers --plot docs/cost.png
+	$(BIN)/python benchmarks/resets.py --peers
 
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
