@@ -135,11 +135,10 @@ class LevelClient:
         self.close()
 
 
-def check_k(k: object) -> None:
+def check_k(k: Any) -> None:
     """Raises InvalidInput unless so many levels can be asked for at once."""
-    if type(k) is not int and (isinstance(k, bool) or not isinstance(k, int | np.integer)):
-        raise InvalidInput("k", f"an integer from 1 to {MAX_LEVELS_AT_ONCE}", repr(k))
-    if not 1 <= k <= MAX_LEVELS_AT_ONCE:
+    no_integer = type(k) is not int and (isinstance(k, bool) or not isinstance(k, int | np.integer))
+    if no_integer or not 1 <= k <= MAX_LEVELS_AT_ONCE:
         raise InvalidInput("k", f"an integer from 1 to {MAX_LEVELS_AT_ONCE}", repr(k))
 
 

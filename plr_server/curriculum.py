@@ -42,8 +42,6 @@ from plr_server.sampler import OUTSIDE, REPLAY, Sampler
 from plr_server.scores import FUNCTION, Episodes, find_episodes, score_found, strategy_named
 from plr_server.unseen import AvailableLevels
 
-_NONE: list[int] = []
-
 
 @dataclasses.dataclass
 class Counts:
@@ -167,8 +165,9 @@ class Curriculum:
     def _draw(self, k: int) -> tuple[list[int], list[bool]]:
         """Draws k levels that begin now; returns them and which are replays."""
         space, replay_prob = self._space, self._replay_prob()
+        new_levels: list[int] = []
         if replay_prob >= 1.0 and self.config.strategy not in ("random", "sequential"):
-            picks, is_replay, new_levels = [REPLAY] * k, [True] * k, _NONE
+            picks, is_replay = [REPLAY] * k, [True] * k
         else:
             picks, is_replay, new_levels = self._picks(k, replay_prob)
         if self._sampler.hidden and self._all_at_cap() and REPLAY in picks:  # the cap yields
