@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The tests that meet numpy in ways that differ between its versions; `make test` runs these on numpy 2 as well, but for
 # the long series of draws (test_..._follow_...): pinned sequences show that the draws are the same.
-NUMERICAL := curriculum golden_over_the_wire groups level_space order protocol rollouts sampler scores trainer unseen
+NUMERICAL := tests/curriculum tests/client/test_protocol.py tests/client/test_trainer.py tests/serving/test_golden_over_the_wire.py
 
 # An environment each, for they cannot live together: RLlib holds Gymnasium at 1.2.2, DI-engine numpy below 2.
 TORCH := cleanrl level_replay pettingzoo sb3 syllabus
@@ -16,7 +16,7 @@ demo: .venv/demo
 	$(BIN)/python examples/minigrid_demo.py
 
 test: .venv/dev .venv-numpy2/dev
-	.venv-numpy2/bin/python -m pytest --quiet -k 'not follow' $(NUMERICAL:%=tests/test_%.py)
+	.venv-numpy2/bin/python -m pytest --quiet -k 'not follow' $(NUMERICAL)
 	$(BIN)/python -m pytest
 
 test-slow: .venv/dev
@@ -24,9 +24,9 @@ test-slow: .venv/dev
 
 # The real trainers; Python 3.11 or 3.12.
 test-integrations: .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev
-	.venv-torch/bin/python -m pytest $(TORCH:%=tests/integrations/test_%.py) wrappers/sb3.py
-	.venv-rllib/bin/python -m pytest $(RLLIB:%=tests/integrations/test_%.py)
-	.venv-di_engine/bin/python -m pytest $(DI_ENGINE:%=tests/integrations/test_%.py)
+	.venv-torch/bin/python -m pytest $(TORCH:%=tests/integrations/test_%_trains.py) wrappers/sb3.py
+	.venv-rllib/bin/python -m pytest $(RLLIB:%=tests/integrations/test_%_trains.py)
+	.venv-di_engine/bin/python -m pytest $(DI_ENGINE:%=tests/integrations/test_%_trains.py)
 
 lint: .venv/dev
 	$(BIN)/ruff check

@@ -33,8 +33,8 @@ from typing import IO
 
 from report import Row, show
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+CONTENDERS = Path(__file__).resolve().parent / "contenders"
+ROOT = CONTENDERS.parents[1]
 NUM_LEVELS = (200, 10**3, 10**4, 10**5, 10**6, 10**7)
 OURS = "ours"
 PATIENCE_S = 15.0  # a peer's cell that has taken as long is not measured again
@@ -80,7 +80,7 @@ class Quantity:
     """One thing to measure.
 
     Attributes:
-        measure: its name in contender.py or contender_ours.py.
+        measure: its name in contenders/contender.py or contenders/contender_ours.py.
         unit: to show it in, a key of `UNITS`.
         num_levels: where.
         peers: whether they are measured too; they go up to a million levels.
@@ -172,7 +172,7 @@ class Worker:
     def __init__(self, python: str, script: str) -> None:
         read, write = os.pipe()
         self._process = subprocess.Popen(  # noqa: S603  our own script
-            [python, str(HERE / script), str(write)],
+            [python, str(CONTENDERS / script), str(write)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,  # the libraries' own
             stderr=subprocess.PIPE,

@@ -27,7 +27,7 @@ from pathlib import Path
 from levels import PEERS, python_of
 from report import Row, show
 
-HERE = Path(__file__).resolve().parent
+CONTENDERS = Path(__file__).resolve().parent / "contenders"
 NUM_LEVELS = (200, 10_000)
 PEER = "Syllabus 0.7"
 BARE = "no curriculum"
@@ -73,11 +73,11 @@ def answer_of(contender: tuple[str, str, int], measure: str, num_levels: int, se
     python, script, ready = contender
     read, write = os.pipe()
     process = subprocess.Popen(  # noqa: S603  our own script
-        [python, str(HERE / script), *map(str, (write, measure, num_levels, seconds, ready))],
+        [python, str(CONTENDERS / script), *map(str, (write, measure, num_levels, seconds, ready))],
         stdout=subprocess.DEVNULL,  # the libraries' own
         stderr=subprocess.PIPE,
         pass_fds=[write],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(HERE.parent)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(CONTENDERS.parents[1])},
         text=True,
     )
     os.close(write)

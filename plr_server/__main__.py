@@ -16,9 +16,14 @@ from typing import Any
 from plr_client.errors import ConfigError, PlrError
 from plr_client.protocol import DEFAULT_CURRICULUM, MAX_FRAME_BYTES
 from plr_client.trainer import Trainer
-from plr_server.config import Config, named_configs
-from plr_server.curriculum import Curriculum
-from plr_server.server import serve
+from plr_server.curriculum.config import Config, named_configs
+from plr_server.curriculum.state_machine import Curriculum
+from plr_server.serving.loop import serve
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 DEFAULT_BIND = "tcp://127.0.0.1:5555"
 
@@ -192,12 +197,21 @@ def _levels(config: Config) -> str:
 
 
 def _configs(options: argparse.Namespace) -> dict[str, Config]:
-    fields: dict[str, Any] = Config.from_toml(options.config) if options.config else {}
+    fields: dict[str, Any] = _read_toml(options.config) if options.config else {}
     if options.config_json == "-":
         fields |= json.load(sys.stdin)
     said = {name: value for name, value in vars(options).items() if name in Config.docs()}
     configs = named_configs(fields | said)
     return {name: dataclasses.replace(config, **said) for name, config in configs.items()}
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        with Path(path).open("rb") as file:
+            fields: dict[str, Any] = tomllib.load(file)
+    except (OSError, ValueError) as exc:  # ValueError: no TOML, or no UTF-8
+        raise ConfigError("config", f"a TOML file at {path}", str(exc)) from exc
+    return fields
 
 
 def _stats(options: argparse.Namespace) -> int:

@@ -75,6 +75,33 @@ def test_every_field_is_read_from_toml(name, tmp_path):
     assert configured("--config", str(file)) == Config(**{name: value})
 
 
+def test_toml(tmp_path):
+    file = tmp_path / "plr.toml"
+    file.write_text('levels = [5, 6]\nstrategy = "gae"\nrobust = true\nalpha = 1\nseed = 3\n')
+    config = configured("--config", str(file))
+    assert config == Config(levels=(5, 6), strategy="gae", robust=True, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        (b"alpha = ", "Invalid value (at end of document)"),
+        (b"alpha 0.5", "Expected '=' after a key"),
+        (b"# \xff", "'utf-8' codec can't decode"),
+        (None, "No such file or directory"),
+    ],
+    ids=["no value", "no equals", "no utf-8", "no file"],
+)
+def test_a_file_that_is_no_toml_is_refused_by_name(tmp_path, content, got):
+    file = tmp_path / "plr.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError) as raised:
+        configured("--config", str(file))
+    assert (raised.value.field, raised.value.expected) == ("config", f"a TOML file at {file}")
+    assert got in raised.value.got
+
+
 def test_an_option_wins_over_toml_and_leaves_the_rest(tmp_path):
     file = tmp_path / "plr.toml"
     file.write_text('alpha = 0.5\nrobust = true\nlevels = [3, 4]\nstrategy = "gae"\n')

@@ -1,0 +1,237 @@
+"""Config: everything that decides how a curriculum behaves, validated when it is made.
+
+May be imported by the whole of plr_server. It holds no state, and nothing about addresses, files or processes: those
+are arguments of the server around the curriculum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from plr_client.errors import ConfigError
+from plr_client.protocol import DEFAULT_CURRICULUM
+from plr_server.curriculum.sampling.sampler import TRANSFORMS
+from plr_server.curriculum.scoring.scores import STRATEGIES
+
+REPLAY_SCHEDULES = ("proportionate", "fixed")
+PARTIALS = ("commit", "stitch")
+MAX_LEVEL = 2**63 - 1
+MAX_WINDOW = 1_000  # the table keeps that many numbers a level
+FUNCTION_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+MAX_LEVELS = 2**31 - 2  # indices are counted in int32
+OPEN_SPACES = ("unbounded", "payloads")
+MAX_CAPACITY = 10_000_000
+LEVELS_EXPECTED = (
+    "unbounded, payloads, START:STOP, START:STOP:STEP, a range, or a list of distinct int64 ids, at least one"
+)
+
+
+def _field(default: Any, doc: str) -> Any:
+    return dataclasses.field(default=default, metadata={"doc": doc})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The configuration of one curriculum. The defaults are the paper's Procgen setting.
+
+    Every field is checked when the object is made; `dataclasses.replace` gives a changed copy, checked again. What each
+    field means is in `Config.docs()` and in `plr-server serve --help`, which both read it from here.
+
+    Raises:
+        ConfigError: a field is not what it must be.
+
+    Source: arXiv 2010.03934, section 4 and appendix B (defaults); arXiv 2110.02439 (`robust`); `window` 10 as in
+    the authors' code of arXiv 1707.00183: short enough to follow a changing policy, a success rate in steps of a tenth.
+
+    >>> Config(levels="0:200", temperature=0.3).levels
+    range(0, 200)
+    >>> Config(temperature=0.0)
+    Traceback (most recent call last):
+    plr_client.errors.ConfigError: temperature: expected a finite number above 0, got 0.0
+    """
+
+    levels: range | tuple[int, ...] | str = _field(
+        range(200),
+        'the level space: START:STOP, START:STOP:STEP (as in Python), a list of distinct ids "3,14,15", unbounded '
+        "(fresh 31-bit seeds, the best of which are kept), or payloads (levels that a trainer or an editor inserts)",
+    )
+    capacity: int = _field(
+        4000,
+        "of an unbounded space or one of payloads: how many levels the table keeps; once it is full, a new one takes "
+        "the place of the one least likely to be replayed if its score is higher than that one's. The seen share is "
+        "that of the capacity, so with replay_prob 1 a full table only replays",
+    )
+    strategy: str = _field(
+        "value_l1",
+        f"what scores an episode: {', '.join(STRATEGIES)}, or a function of yours as module:function, imported by "
+        "the server from the folder it was started in or PYTHONPATH",
+    )
+    transform: str = _field("rank", f"how scores become P_S: {', '.join(TRANSFORMS)}")
+    temperature: float = _field(0.1, "beta of P_S, above 0")
+    staleness_coef: float = _field(0.1, "rho, the share of P_C in P_replay, 0 to 1")
+    staleness_temperature: float = _field(1.0, "tau of P_C, above 0")
+    eps: float = _field(0.05, "share of uniform draws under the transform eps_greedy, 0 to 1")
+    replay_schedule: str = _field(
+        "proportionate",
+        "replay or new: proportionate (replay with probability min(seen share, replay_prob)) or fixed (with "
+        "probability replay_prob once the seen share is min_fill_ratio)",
+    )
+    replay_prob: float = _field(1.0, "probability of a replay, 0 to 1, as replay_schedule reads it")
+    min_fill_ratio: float = _field(0.0, "share of levels seen before replay starts under the schedule fixed, 0 to 1")
+    alpha: float = _field(
+        1.0,
+        "weight of a new score against the old one, above 0 up to 1; learnability and tscl, whose window is their "
+        "memory, go without",
+    )
+    max_score_coef: float = _field(0.0, "share of the episode's maximum, against its mean, in the score, 0 to 1")
+    gamma: float = _field(0.999, "discount, 0 to 1")
+    gae_lambda: float = _field(0.95, "lambda of generalised advantage estimation, 0 to 1")
+    window: int = _field(
+        10, f"under learnability and tscl, how many of a level's last finished episodes count, 2 to {MAX_WINDOW}"
+    )
+    num_steps: int = _field(256, "steps per env column that push_step pools into one block, 1 or more")
+    partial: str = _field(
+        "commit",
+        "an episode longer than a block: commit (the part in hand is scored at the block's end) or stitch (its "
+        "steps are pooled until it ends)",
+    )
+    robust: bool = _field(
+        False, "robust PLR: new levels carry train = False, so that only replayed ones are learnt from"
+    )
+    max_in_flight: int = _field(
+        0,
+        "how many env slots may play one level at once: a level at the cap is drawn no more while there is another "
+        "(random and sequential draw it regardless); 0: any number",
+    )
+    seed: int = _field(0, "seed of the curriculum's random generator, 0 or more")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", _levels(self.levels))
+        if self.strategy not in tuple(STRATEGIES) and not (  # tuple: what was given may not be hashable
+            isinstance(self.strategy, str) and FUNCTION_NAME.fullmatch(self.strategy)
+        ):
+            expected = f"one of {', '.join(STRATEGIES)}, or module:function"
+            raise ConfigError("strategy", expected, repr(self.strategy))
+        for name, known in (
+            ("transform", TRANSFORMS),
+            ("replay_schedule", REPLAY_SCHEDULES),
+            ("partial", PARTIALS),
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigError(name, f"one of {', '.join(known)}", repr(getattr(self, name)))
+        for name in ("temperature", "staleness_temperature"):
+            self._number(name, "a finite number above 0", lambda x: x > 0)
+        for name in ("staleness_coef", "eps", "replay_prob", "min_fill_ratio", "max_score_coef", "gamma", "gae_lambda"):
+            self._number(name, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        self._number("alpha", "a number above 0, up to 1", lambda x: 0 < x <= 1)
+        for name, least, most in (
+            ("capacity", 1, MAX_CAPACITY),
+            ("window", 2, MAX_WINDOW),
+            ("num_steps", 1, math.inf),
+            ("max_in_flight", 0, math.inf),
+            ("seed", 0, math.inf),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+                limits = f"{least} or more" if most == math.inf else f"{least} to {most}"
+                raise ConfigError(name, f"an integer, {limits}", repr(value))
+            object.__setattr__(self, name, int(value))
+        if isinstance(self.levels, str) and self.strategy in ("random", "sequential"):
+            expected = f"a range or a list under the strategy {self.strategy} (replay_prob = 0 plays new levels only)"
+            raise ConfigError("levels", expected, self.levels)
+        if not isinstance(self.robust, bool):
+            raise ConfigError("robust", "true or false", repr(self.robust))
+
+    def _number(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+            raise ConfigError(name, expected, repr(value))
+        number = float(value)
+        if not (math.isfinite(number) and holds(number)):
+            raise ConfigError(name, expected, str(value))
+        object.__setattr__(self, name, number)
+
+    @staticmethod
+    def docs() -> dict[str, str]:
+        """Returns what each field means, by name."""
+        return {field.name: field.metadata["doc"] for field in dataclasses.fields(Config)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain values that JSON, TOML and msgpack carry; `from_dict` reads them back."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if isinstance(self.levels, range):
+            plain["levels"] = f"{self.levels.start}:{self.levels.stop}:{self.levels.step}"
+        elif not isinstance(self.levels, str):
+            plain["levels"] = list(self.levels)
+        return plain
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> Config:
+        """Builds a configuration from plain values.
+
+        Args:
+            fields: by field name; what is missing takes its default.
+
+        Raises:
+            ConfigError: a name is unknown, or a value is not what it must be.
+        """
+        known = Config.docs()
+        for name in fields:
+            if name not in known:
+                raise ConfigError(name, f"a field among {', '.join(known)}", "an unknown name")
+        return Config(**fields)
+
+
+def named_configs(fields: Mapping[str, Any]) -> dict[str, Config]:
+    """Returns the configurations of a server's curricula by name.
+
+    Args:
+        fields: plain values by field name, and under "curricula", where there is more than one, a table of such fields
+            for each name. What a table lacks it takes from the top.
+
+    Raises:
+        ConfigError: a name is unknown, or a value is not what it must be.
+    """
+    shared = {name: value for name, value in fields.items() if name != "curricula"}
+    tables = fields.get("curricula", {DEFAULT_CURRICULUM: {}})
+    if not (isinstance(tables, Mapping) and tables and all(isinstance(table, Mapping) for table in tables.values())):
+        raise ConfigError("curricula", "a table of fields for each name, at least one", f"{tables!r:.80}")
+    return {name: Config.from_dict(shared | dict(table)) for name, table in tables.items()}
+
+
+def _levels(given: Any) -> range | tuple[int, ...] | str:
+    if isinstance(given, str) and given in OPEN_SPACES:
+        return given
+    levels = _parse_levels(given) if isinstance(given, str) else given
+    if not isinstance(levels, range):
+        try:
+            ids = np.asarray(levels) if isinstance(levels, Sequence | np.ndarray) else np.empty((0, 0))
+        except ValueError as exc:  # lists of different lengths
+            raise ConfigError("levels", LEVELS_EXPECTED, f"{given!r:.80}") from exc
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ConfigError("levels", LEVELS_EXPECTED, f"{given!r:.80}")
+        levels = tuple(ids.tolist())
+        if len(set(levels)) != len(levels):
+            raise ConfigError("levels", LEVELS_EXPECTED, "an id twice")
+    if not levels:
+        raise ConfigError("levels", LEVELS_EXPECTED, "none")
+    ends = (levels[0], levels[-1]) if isinstance(levels, range) else levels
+    if max(map(abs, ends)) > MAX_LEVEL:
+        raise ConfigError("levels", LEVELS_EXPECTED, "an id beyond int64")
+    if isinstance(levels, range) and (levels[-1] - levels[0]) // levels.step >= MAX_LEVELS:
+        raise ConfigError("levels", f"at most {MAX_LEVELS} levels", f"{levels}")
+    return levels
+
+
+def _parse_levels(text: str) -> range | list[int]:
+    if re.fullmatch(r"-?\d{1,19}:-?\d{1,19}(:-?0*[1-9]\d{0,18})?", text):
+        return range(*map(int, text.split(":")))
+    if re.fullmatch(r"-?\d{1,19}(,-?\d{1,19})*", text):
+        return [int(part) for part in text.split(",")]
+    raise ConfigError("levels", LEVELS_EXPECTED, repr(text))

@@ -1,0 +1,239 @@
+"""Open level spaces: a table of the best `capacity` levels, and where new ones come from.
+
+Used by the curriculum, which gives levels scores and decides who enters and who leaves. A level has an index while it
+is in the table, and an id always. No IO; draws from the generator it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plr_client.errors import InvalidInput, LevelOutsideSpace
+from plr_client.levels import NO_PARENT
+from plr_server.curriculum.spaces.level_space import LevelSpace
+
+NUM_SEEDS = 2**31  # of the unbounded space
+NOT_IN_TABLE = -1
+DRAWN_REMEMBERED = 65_536  # new levels handed out of which it is known when, until their first score
+
+
+class OpenSpace(LevelSpace):
+    """A table of at most `capacity` levels, at first empty. Index = place in the table.
+
+    Args:
+        capacity: how many levels the table keeps, 1 or more.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._ids = np.full(capacity, NOT_IN_TABLE, dtype=np.int64)
+        self._index: dict[int, int] = {}  # id -> index
+        self._drawn: dict[int, int] = {}  # id of a new level -> how many were drawn with it, oldest first
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def num_entered(self) -> int:
+        """Levels in the table: the indices below that are theirs."""
+        return len(self._index)
+
+    @property
+    def num_waiting(self) -> int:
+        """New levels that are kept, to be handed out until they have a score."""
+        return 0
+
+    def __contains__(self, level: int) -> bool:
+        return level in self._index
+
+    def id_of(self, index: int) -> int:
+        return int(self._ids[index])
+
+    def index_of(self, level: int) -> int:
+        """Returns the index of one id; NOT_IN_TABLE where it has none."""
+        return self._index.get(level, NOT_IN_TABLE)
+
+    def ids(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._ids[indices]
+
+    def indices(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the indices of the ids, same shape; NOT_IN_TABLE for those in the space that are not in the table.
+
+        Raises:
+            LevelOutsideSpace: one of them is not in the space.
+        """
+        stop, expected = self._ids_stop()
+        outside = (ids < 0) | (ids >= stop)
+        if outside.any():
+            raise LevelOutsideSpace("levels", expected, f"level {ids[outside][0]}")
+        return np.array([self._index.get(level, NOT_IN_TABLE) for level in ids.ravel().tolist()], np.int64).reshape(
+            ids.shape
+        )
+
+    def is_kept(self, level: int) -> bool:
+        """Tells whether a level that is not in the table may enter it."""
+        raise NotImplementedError
+
+    def enter(self, level: int, index: int) -> None:
+        """Puts a level in the table, in the place of the one that is at the index, if one is."""
+        out = self.id_of(index)
+        if out != NOT_IN_TABLE:
+            del self._index[out]
+            self.leave(out)
+        self._ids[index] = level
+        self._index[level] = index
+
+    def leave(self, level: int) -> None:
+        """Forgets a level that is not, or no longer, in the table."""
+        self._drawn.pop(level, None)
+
+    def new_level(self, rng: np.random.Generator, in_flight: Collection[int]) -> int:
+        """Returns a level that is not in the table, and not in flight unless all such are."""
+        raise NotImplementedError
+
+    def drawn(self, level: int, at: int) -> None:
+        """Notes that a new level is handed out as the one that makes it `at` draws."""
+        self._drawn.pop(level, None)
+        self._drawn[level] = at
+        if len(self._drawn) > max(DRAWN_REMEMBERED, len(self)):
+            del self._drawn[next(iter(self._drawn))]
+
+    def drawn_at(self, level: int, otherwise: int) -> int:
+        """Returns how many levels were drawn when a new one was last; `otherwise` where that is not known."""
+        return self._drawn.pop(level, otherwise)
+
+    def begin(self, level: int) -> None:
+        """Notes that a level is in flight."""
+
+    def end(self, level: int) -> None:
+        """Notes that a level is no longer in flight."""
+
+    def state(self) -> dict[str, Any]:
+        """Returns the state, from which `restore` makes an equal space; the caller copies it."""
+        return {"ids": self._ids[: self.num_entered], "drawn": self._drawn}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state` returned; the space must be a new one."""
+        self._ids[: len(state["ids"])] = state["ids"]
+        self._index = {level: index for index, level in enumerate(state["ids"].tolist())}
+        self._drawn = dict(state["drawn"])
+
+    def _ids_stop(self) -> tuple[int, str]:
+        """Returns what all ids are below, and that in words."""
+        raise NotImplementedError
+
+
+class UnboundedSpace(OpenSpace):
+    """All 31-bit seeds. New ones are drawn; none is kept before it has a score."""
+
+    def is_kept(self, level: int) -> bool:  # noqa: ARG002
+        return True
+
+    def new_level(self, rng: np.random.Generator, in_flight: Collection[int]) -> int:
+        while True:
+            level = int(rng.random() * NUM_SEEDS)
+            if level not in self._index and level not in in_flight:
+                return level
+
+    def _ids_stop(self) -> tuple[int, str]:
+        return NUM_SEEDS, f"a seed from 0 to {NUM_SEEDS - 1}"
+
+
+class PayloadSpace(OpenSpace):
+    """Levels that were inserted, ids 0, 1, ... in that order. Those without a score wait to be handed out as new."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._next_id = 0
+        self._packed: dict[int, bytes] = {}  # of every level kept, waiting or in the table
+        self._id_of: dict[bytes, int] = {}
+        self._parents: dict[int, int] = {}
+        self._idle: list[int] = []  # waiting and not in flight
+        self._place: dict[int, int] = {}  # in that list
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._packed) - len(self._index)
+
+    def check(self, packed: Sequence[bytes], parents: Sequence[int], *, wait: bool) -> None:
+        """Tells whether payloads can be interned, one parent each.
+
+        Raises:
+            InvalidInput: a parent was never a level, or there is no room for so many that wait.
+        """
+        for parent in parents:
+            if not (parent == NO_PARENT or 0 <= parent < self._next_id):
+                expected = f"ids of levels inserted before, or {NO_PARENT} for none"
+                raise InvalidInput("parents", expected, str(parent))
+        room = len(self) - self.num_waiting
+        num_new = len({each for each in packed if each not in self._id_of})
+        if wait and num_new > room:
+            expected = f"at most {room} new ones until some that wait have scores (capacity {len(self)})"
+            raise InvalidInput("payloads", expected, str(num_new))
+
+    def intern(self, packed: bytes, parent: int) -> int:
+        """Returns the id of a payload; a new one, which waits, where the payload is not kept."""
+        known = self._id_of.get(packed)
+        if known is not None:
+            return known
+        level = self._next_id
+        self._next_id += 1
+        self._packed[level] = packed
+        self._id_of[packed] = level
+        self._parents[level] = parent
+        self.end(level)
+        return level
+
+    def packed(self, level: int) -> bytes:
+        """Returns the payload of a level that is kept."""
+        return self._packed[level]
+
+    def parent(self, level: int) -> int:
+        """Returns the parent of a level that is kept, NO_PARENT for none; it need not be kept itself."""
+        return self._parents[level]
+
+    def is_kept(self, level: int) -> bool:
+        return level in self._packed
+
+    def enter(self, level: int, index: int) -> None:
+        self.begin(level)
+        super().enter(level, index)
+
+    def leave(self, level: int) -> None:
+        super().leave(level)
+        self.begin(level)
+        del self._id_of[self._packed.pop(level)], self._parents[level]
+
+    def new_level(self, rng: np.random.Generator, in_flight: Collection[int]) -> int:
+        levels = self._idle or sorted(level for level in in_flight if level in self._packed and level not in self)
+        return levels[int(rng.random() * len(levels))]
+
+    def begin(self, level: int) -> None:
+        place = self._place.pop(level, None)
+        if place is not None:
+            last = self._idle.pop()
+            if last != level:
+                self._idle[place] = last
+                self._place[last] = place
+
+    def end(self, level: int) -> None:
+        if level in self._packed and level not in self and level not in self._place:
+            self._place[level] = len(self._idle)
+            self._idle.append(level)
+
+    def state(self) -> dict[str, Any]:
+        kept = {"next_id": self._next_id, "packed": self._packed, "parents": self._parents, "idle": self._idle}
+        return super().state() | kept
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        self._next_id = state["next_id"]
+        self._packed, self._parents, self._idle = dict(state["packed"]), dict(state["parents"]), list(state["idle"])
+        self._id_of = {packed: level for level, packed in self._packed.items()}
+        self._place = {level: place for place, level in enumerate(self._idle)}
+
+    def _ids_stop(self) -> tuple[int, str]:
+        return self._next_id, f"the id of a level inserted before, below {self._next_id}"

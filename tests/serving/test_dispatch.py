@@ -1,0 +1,374 @@
+"""dispatch.py in-process: sessions, each request applied once, and a state that bad input cannot touch."""
+
+from __future__ import annotations
+
+import logging
+
+import faults
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from plr_client.protocol import decode_reply
+from plr_server import Config, Curriculum
+from plr_server.serving.dispatch import Dispatcher
+
+MAX_FRAME_BYTES = 1 << 20
+PEER = b"\x01peer"
+
+
+def dispatcher(**config):
+    curriculum = Curriculum(Config(levels=range(10), num_steps=3, **config))
+    return Dispatcher({"default": curriculum}, max_frame_bytes=MAX_FRAME_BYTES)
+
+
+@pytest.fixture
+def busy():
+    """A dispatcher in the middle of things: scored levels, levels in flight, pooled steps."""
+    made = dispatcher(partial="stitch")
+    ask(made, faults.request("push", faults.block(), session="a"))
+    ask(made, faults.request("next", {"slots": np.arange(4)}, session="b"))
+    ask(made, faults.request("push_step", step(), session="a", seq=2))
+    return made
+
+
+def ask(made, frames, peer=PEER):
+    return decode_reply([bytes(frame) for frame in made.answer(peer, [bytes(frame) for frame in frames])])
+
+
+def step(**changes):
+    """The fields of one step of two columns."""
+    fields = {
+        "values": np.array([0.1, 0.2]),
+        "rewards": np.array([0.0, 1.0]),
+        "dones": np.array([False, False]),
+        "levels": np.array([3, 4]),
+        "next_values": np.array([0.3, 0.4]),
+    }
+    return {name: value for name, value in (fields | changes).items() if value is not None}
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize("name", faults.BAD_FRAMES)
+def test_bad_frames_get_one_typed_error_and_change_nothing(busy, name):
+    frames, code, text = faults.BAD_FRAMES[name]
+    before = busy.curricula["default"].state()
+    error = ask(busy, frames).error
+    assert error.code == code
+    assert text in str(error)
+    assert faults.same(busy.curricula["default"].state(), before)
+
+
+@pytest.mark.parametrize("name", faults.BAD_PUSHES)
+def test_bad_pushes_get_one_typed_error_and_change_nothing(busy, name):
+    changes, kind, field, text = faults.BAD_PUSHES[name]
+    arrays = {name: np.asarray(value) for name, value in faults.block(**changes).items() if value is not None}
+    before = busy.curricula["default"].state()
+    error = ask(busy, faults.request("push", arrays, session="a", seq=3)).error
+    assert (type(error), error.field) == (kind, field)
+    assert f"{field}: expected {text}" in str(error)
+    assert faults.same(busy.curricula["default"].state(), before)
+
+
+BAD_STEPS = {
+    "another level without a done": (
+        {"levels": np.array([3, 6])},
+        (
+            "levels: expected level 4 until a done in column 1 (an episode cut off without one: end it with a done, or "
+            "close() the trainer, which drops the steps pooled so far), got level 6"
+        ),
+    ),
+    "other columns": ({"columns": np.array([0, 2])}, "columns: expected the columns of the block's first step, [0, 1]"),
+    "a column more": ({name: np.zeros(3) for name in step()} | {"levels": np.zeros(3, dtype=int)}, "columns: expected"),
+    "a block": ({name: array[np.newaxis] for name, array in step().items()}, "levels: expected shape (T, N)"),
+    "NaN": ({"values": np.array([np.nan, 0.0])}, "values: expected finite numbers"),
+    "a level outside": (
+        {"levels": np.array([3, 99])},
+        "levels: expected one of the 10 levels of range(0, 10), got level 99",
+    ),
+    "no rewards": ({"rewards": None}, "rewards: expected an array: the strategy value_l1 needs it, got none"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_STEPS)
+def test_bad_steps_change_nothing(busy, name):
+    changes, text = BAD_STEPS[name]
+    before = busy.curricula["default"].state()
+    error = ask(busy, faults.request("push_step", step(**changes), session="a", seq=3)).error
+    assert text in str(error)
+    assert faults.same(busy.curricula["default"].state(), before)
+
+
+BAD_SCORES = {
+    "no scores": ({"levels": np.array([1])}, "scores: expected"),
+    "no levels": ({"scores": np.array([1.0])}, "levels: expected"),
+    "other lengths": ({"levels": np.array([1, 2]), "scores": np.ones(3)}, "scores: expected shape (2,) of numbers"),
+    "a level outside": ({"levels": np.array([1, 10]), "scores": np.ones(2)}, "levels: expected one of the 10 levels"),
+    "levels of floats": ({"levels": np.ones(1), "scores": np.ones(1)}, "levels: expected shape (m,) of integers"),
+    "NaN": ({"levels": np.array([1, 2]), "scores": np.array([1.0, np.nan])}, "scores: expected finite numbers"),
+    "inf": ({"levels": np.array([1]), "scores": np.array([np.inf])}, "scores: expected finite numbers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SCORES)
+def test_bad_scores_change_nothing(busy, name):
+    arrays, text = BAD_SCORES[name]
+    before = busy.curricula["default"].state()
+    assert text in str(ask(busy, faults.request("push_scores", arrays)).error)
+    assert faults.same(busy.curricula["default"].state(), before)
+
+
+def test_a_level_beyond_int64_does_not_wrap_around_to_a_negative_one():
+    made = Dispatcher({"default": Curriculum(Config(levels=range(-10, 0)))}, max_frame_bytes=MAX_FRAME_BYTES)
+    wrapped = {"levels": np.array([2**64 - 5], dtype=np.uint64), "scores": np.ones(1)}
+    error = ask(made, faults.request("push_scores", wrapped)).error
+    assert str(error) == "levels: expected integers within int64, got 18446744073709551611"
+    assert not made.curricula["default"].scores()[3].any()
+
+
+BAD_SLOTS = {
+    "none": (None, "k: expected an integer from 1 to 65536, got 0"),
+    "too many": (np.arange(65_537), "k: expected an integer from 1 to 65536, got 65537"),
+    "one twice": (np.array([1, 1]), "slots: expected 2 distinct ints, got [1 1]"),
+    "floats": (np.array([0.0]), "slots: expected 1 distinct ints, got [0.]"),
+    "two axes": (np.zeros((1, 1), dtype=int), "slots: expected 1 distinct ints, got [[0]]"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SLOTS)
+def test_bad_slots_change_nothing(busy, name):
+    slots, text = BAD_SLOTS[name]
+    before = busy.curricula["default"].state()
+    error = ask(busy, faults.request("next", {} if slots is None else {"slots": slots}, session="b", seq=2)).error
+    assert str(error) == text
+    assert faults.same(busy.curricula["default"].state(), before)
+
+
+@pytest.mark.parametrize("strategy", ["policy_entropy", "least_confidence", "min_margin"])
+def test_logits_missing(strategy):
+    made = dispatcher(strategy=strategy)
+    error = ask(made, faults.request("push", faults.block())).error
+    assert str(error) == f"logits: expected an array: the strategy {strategy} needs it, got none"
+    assert error.code == "missing_field"
+
+
+def test_a_rollout_under_the_strategy_external_is_refused():
+    error = ask(dispatcher(strategy="external"), faults.request("push", faults.block())).error
+    assert str(error) == "push: expected push_scores under the strategy external, got a rollout"
+
+
+def test_a_bug_behind_a_valid_request_is_a_server_error_and_logged(busy, caplog):
+    del busy.curricula["default"]._sampler  # nothing valid does this
+    with caplog.at_level(logging.ERROR):
+        error = ask(busy, faults.request("weights")).error
+    assert error.code == "server_error"
+    assert "the server failed at weights (AttributeError(" in str(error)
+    assert "Traceback" in caplog.text
+
+
+# ---- each request once
+
+
+WRITES = {
+    "next": {"slots": np.arange(3)},
+    "push": faults.block(),
+    "push_step": step(),
+    "push_scores": {"levels": np.array([1, 2]), "scores": np.array([0.5, 0.25])},
+}
+
+
+@pytest.mark.parametrize("op", WRITES)
+def test_a_request_sent_again_is_applied_once_and_gets_the_same_reply(op):
+    made = dispatcher()
+    frames = faults.request(op, WRITES[op])
+    reply = made.answer(PEER, frames)
+    after = made.curricula["default"].state()
+    again = made.answer(b"\x01another connection", frames)
+    assert [bytes(frame) for frame in again] == [bytes(frame) for frame in reply]
+    assert faults.same(made.curricula["default"].state(), after)
+    assert [session.peer for session in made.sessions.values()] == [b"\x01another connection"]
+
+
+def test_an_error_sent_again_is_the_same_error():
+    made = dispatcher()
+    frames = faults.request("push_scores", {"levels": np.array([99]), "scores": np.ones(1)})
+    first, second = ask(made, frames).error, ask(made, frames).error
+    assert (type(first), first.args) == (type(second), second.args)
+
+
+def test_an_older_request_is_refused_and_not_applied():
+    made = dispatcher()
+    for seq in (1, 2):
+        ask(made, faults.request("next", WRITES["next"], session="a", seq=seq))
+    before = made.curricula["default"].state()
+    error = ask(made, faults.request("next", WRITES["next"], session="a", seq=1)).error
+    assert str(error) == "seq: expected more than 2, got 1"
+    assert faults.same(made.curricula["default"].state(), before)
+
+
+def test_the_same_number_in_another_session_is_another_request():
+    made = dispatcher()
+    for session in ("a", "b"):
+        ask(made, faults.request("next", WRITES["next"], session=session))
+    assert made.curricula["default"].stats()["draws"] == 6
+
+
+def test_reads_are_made_anew_and_writes_after_a_read_with_the_same_number_are_not_mistaken_for_it():
+    made = dispatcher()
+    frames = faults.request("stats", session="a", seq=1)
+    assert ask(made, frames).result["draws"] == 0
+    ask(made, faults.request("next", WRITES["next"], session="b"))
+    assert ask(made, frames).result["draws"] == 3
+
+
+def test_replies_say_how_far_the_session_has_come():
+    made = dispatcher()
+    assert [ask(made, faults.request("hello", session="a", seq=seq)).durable for seq in (1, 2, 5)] == [1, 2, 5]
+
+
+# ---- sessions
+
+
+def test_hello_tells_the_limit_of_a_frame():
+    assert ask(dispatcher(), faults.request("hello")).result == {"max_frame_bytes": MAX_FRAME_BYTES}
+
+
+def test_goodbye_gives_levels_and_memory_back_and_has_no_reply(busy):
+    assert busy.curricula["default"].stats()["in_flight"] == 4
+    for session in ("a", "b"):
+        assert busy.answer(PEER, faults.request("goodbye", session=session, seq=9)) is None
+    state = busy.curricula["default"].state()
+    assert busy.sessions == state["held"] == state["pools"] == state["open"] == {}
+    assert busy.curricula["default"].stats()["in_flight"] == 0
+
+
+def test_release_gives_levels_back_but_waits_with_pooled_steps(busy):
+    busy.release("a")
+    busy.release("b")
+    assert busy.curricula["default"].stats()["in_flight"] == 0
+    assert list(busy.curricula["default"].state()["pools"]) == ["a"]
+    assert list(busy.sessions) == ["a", "b"]
+
+
+def test_steps_of_two_sessions_are_pooled_apart():
+    made = dispatcher()
+    scored = [
+        ask(made, faults.request("push_step", step(), session=session, seq=seq)).result["scored"]
+        for seq in (1, 2, 3)
+        for session in ("a", "b")
+    ]
+    assert scored == [0, 0, 0, 0, 2, 2]
+
+
+def test_bad_requests_open_no_session():
+    made = dispatcher()
+    for frames, code, _ in faults.BAD_FRAMES.values():
+        if code in ("protocol", "version_mismatch", "message_too_large"):
+            ask(made, frames)
+    assert set(made.sessions) <= {"fault"}
+
+
+# ---- anything at all
+
+OPS = st.sampled_from(
+    [
+        "hello",
+        "next",
+        "push",
+        "push_step",
+        "push_scores",
+        "set_score_function",
+        "stats",
+        "weights",
+        "scores",
+        "goodbye",
+        "fly",
+    ]
+)
+NAMES = st.sampled_from(
+    [
+        "levels",
+        "scores",
+        "slots",
+        "values",
+        "rewards",
+        "dones",
+        "next_values",
+        "valid",
+        "columns",
+        "groups",
+        "successes",
+        "function",
+        "x",
+    ]
+)
+DTYPES = st.sampled_from(["<f8", "<f4", "<f2", "<i8", "<u8", "|b1", "|u1", "<U1", "|O", "", 3])
+AXES = st.integers(-1, 3) | st.sampled_from([2**31, 2**62, 2**63, 2**64 - 1])
+DESCRIBED = st.tuples(NAMES, DTYPES, st.lists(AXES, max_size=5)).map(list)
+JUNK = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=3) | st.lists(st.none(), max_size=2)
+)
+HEADERS = st.fixed_dictionaries(
+    {"op": OPS, "seq": st.integers(-1, 5), "session": st.sampled_from(["a", "b"])},
+    optional={
+        "v": JUNK | st.just(1),
+        "id": JUNK,
+        "args": JUNK | st.just({}),
+        "arrays": JUNK | st.lists(DESCRIBED | JUNK, max_size=3),
+    },
+).map(lambda fields: faults.header(**fields))
+FRAMES = st.tuples(HEADERS | st.binary(max_size=30), st.lists(st.binary(max_size=24), max_size=4)).map(
+    lambda parts: [parts[0], *parts[1]]
+)
+
+
+@st.composite
+def well_shaped(draw):
+    """A request whose frames fit its header, whatever they mean."""
+    arrays = {}
+    for name in draw(st.lists(NAMES, max_size=6, unique=True)):
+        dtype = draw(st.sampled_from(["<f8", "<i8", "<u8", "|b1", "<f2"]))
+        shape = draw(st.lists(st.integers(0, 3), max_size=3))
+        count = int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
+        arrays[name] = np.frombuffer(draw(st.binary(min_size=count, max_size=count)), dtype=dtype).reshape(shape)
+    return [bytes(frame) for frame in faults.request(draw(OPS), arrays, seq=draw(st.integers(1, 5)), session="a")]
+
+
+@st.composite
+def mutated(draw):
+    """A good push with a byte changed, a frame lost, or two frames swapped."""
+    frames = [
+        bytes(frame) for frame in faults.request("push", faults.block(), session="a", seq=draw(st.integers(1, 5)))
+    ]
+    which, other = draw(st.integers(0, len(frames) - 1)), draw(st.integers(0, len(frames) - 1))
+    kind = draw(st.sampled_from(["byte", "lost", "swapped"]))
+    if kind == "lost":
+        del frames[which]
+    elif kind == "swapped":
+        frames[which], frames[other] = frames[other], frames[which]
+    else:
+        frame = bytearray(frames[which])
+        frame[draw(st.integers(0, len(frame) - 1))] = draw(st.integers(0, 255))
+        frames[which] = bytes(frame)
+    return frames
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(FRAMES | well_shaped() | mutated(), min_size=1, max_size=4))
+def test_no_frames_raise_and_no_refused_request_changes_the_state(requests):
+    made = dispatcher(partial="stitch")
+    ask(made, faults.request("push", faults.block(), session="a", seq=1))
+    ask(made, faults.request("next", {"slots": np.arange(2)}, session="b", seq=1))
+    for frames in requests:
+        before = made.curricula["default"].state()
+        answer = made.answer(PEER, frames)
+        if answer is None:  # a goodbye
+            continue
+        reply = decode_reply([bytes(frame) for frame in answer])
+        assert reply.error is None or reply.error.code != "server_error", reply.error
+        if reply.error is not None:
+            assert faults.same(made.curricula["default"].state(), before)
+    assert np.isfinite(made.curricula["default"].weights()).all()
