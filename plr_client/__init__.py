@@ -23,13 +23,14 @@ from plr_client.errors import (
     UnknownOperation,
     VersionMismatch,
 )
-from plr_client.levels import Assignment, Level, LevelClient
+from plr_client.levels import Assignment, Assignments, Level, LevelClient
 from plr_client.segment import Segment
 from plr_client.trainer import Trainer
 
 __all__ = [
     "AddressTaken",
     "Assignment",
+    "Assignments",
     "ConfigError",
     "InvalidInput",
     "Level",

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plr_client.connection import Connection, Pending
 from plr_client.errors import InvalidInput, NoLevels
@@ -43,6 +44,22 @@ class Assignment(NamedTuple):
     is_replay: bool
     train: bool
     payload: Any = None
+
+
+class Assignments(NamedTuple):
+    """k levels handed to k env slots, as arrays: what `Assignment` is for one, without an object for each.
+
+    Attributes:
+        levels: (k,) int64, the ids.
+        is_replay: (k,) bool.
+        train: (k,) bool.
+        payloads: k of them, for levels that are more than a number; None for ids.
+    """
+
+    levels: NDArray[np.int64]
+    is_replay: NDArray[np.bool_]
+    train: NDArray[np.bool_]
+    payloads: list[Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
