@@ -13,6 +13,7 @@
     │   ├── UnknownOperation             an operation the server does not have
     │   └── MessageTooLarge              more bytes or frames than the server takes
     ├── ServerError                      the server failed at a valid request (its log has the traceback)
+    ├── StepsDropped                     steps pushed one by one made a block that cannot be scored
     ├── ScoreFunctionError               a score function of yours raised, or returned what is no score
     ├── PickleRefused                    a pickled function for a server that takes none
     ├── ServerStartError                 the server could not start
@@ -191,6 +192,25 @@ class ServerError(PlrError):
     """The server failed at a valid request and went on serving; its log has the traceback."""
 
     code = "server_error"
+
+
+class StepsDropped(PlrError):
+    """Steps pushed one by one made a block that cannot be scored; they are dropped, and the next begins a new block.
+
+    Attributes:
+        steps: how many there were of each env column.
+        reason: why it cannot be scored.
+    """
+
+    code = "steps_dropped"
+    fields = ("steps", "reason")
+    template = (
+        "push_step: expected {steps} steps that can be scored as one block, got: {reason}; they are dropped, the next "
+        "step begins a new block"
+    )
+
+    steps: int
+    reason: str
 
 
 class ScoreFunctionError(PlrError):

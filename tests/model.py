@@ -154,7 +154,7 @@ class Ledger:
                 found.append((last, n, level, rows, scored, False, block["next_values"][n], None))
                 self.open[key] = (level, rows)
         count = 0
-        for _, _, level, rows, scored, finished, after, flag in sorted(found, key=lambda e: e[:2]):
+        for _, _, level, rows, scored, finished, after, flag in sorted(found, key=lambda e: (e[0], columns[e[1]])):
             count += self._episode(level, rows, scored, finished, after, flag)
         return count
 

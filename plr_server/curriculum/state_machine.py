@@ -8,7 +8,6 @@ that raises has changed nothing. May be imported by the server around it, and by
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
@@ -17,44 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client.errors import InvalidInput, LevelOutsideSpace, NoLevels
+from plr_client.errors import InvalidInput, LevelOutsideSpace, NoLevels, PlrError
 from plr_client.levels import NO_PARENT, Assignment, Level, check_k
 from plr_client.protocol import MAX_PAYLOADS, pack_payloads, unpack_payload
+from plr_server.curriculum.arrays import as_array, ids_of, scores_of
 from plr_server.curriculum.config import Config
 from plr_server.curriculum.sampling.sampler import OUTSIDE, REPLAY, Sampler
 from plr_server.curriculum.sampling.unseen import AvailableLevels
-from plr_server.curriculum.scoring.functions import ScoreFunction, import_function, score_with, unpickle_function
-from plr_server.curriculum.scoring.groups import NO_PARTS, pool
-from plr_server.curriculum.scoring.history import History
-from plr_server.curriculum.scoring.rollouts import (
-    MAX_MAGNITUDE,
-    OpenEpisode,
-    Rollout,
-    StepPool,
-    add_step,
-    as_array,
-    check,
-    join_steps,
-    keep_open,
-    prepend,
-)
-from plr_server.curriculum.scoring.scores import FUNCTION, Episodes, find_episodes, score_found, strategy_named
+from plr_server.curriculum.scoring.rollouts import FIELDS, Rollout
+from plr_server.curriculum.scoring.scorer import Scorer
 from plr_server.curriculum.spaces.level_space import LevelSpace, level_space
 from plr_server.curriculum.spaces.open_space import NOT_IN_TABLE, OpenSpace, PayloadSpace, UnboundedSpace
+from plr_server.curriculum.table import NOBODY, LevelTable
 
-
-@dataclasses.dataclass
-class Counts:
-    """What has happened so far; every number only grows."""
-
-    replays: int = 0
-    pushes: int = 0
-    steps: int = 0
-    episodes: int = 0
-    scores: int = 0
-    entered: int = 0  # the table of an open level space
-    evicted: int = 0
-    rejected: int = 0
+STATE_FORMAT = 1
 
 
 class Curriculum:
@@ -89,20 +64,9 @@ class Curriculum:
         self._available = self._all_unseen()  # and not in flight
         self._held: dict[str, dict[int, int]] = {}  # holder -> slot -> level
         self._in_flight: dict[int, int] = {}  # level -> how many slots play it
-        self._open: dict[str, dict[int, OpenEpisode]] = {}  # source -> column -> steps in hand, under "stitch"
-        self._ended: dict[str, Episodes] = {}  # source -> parts of agents whose groups go on, under "stitch"
-        self._pools: dict[str, StepPool] = {}  # source -> steps that wait to become a block
-        self._counts = Counts()
-        self._scoring = config.strategy  # or the name of a function that was sent
-        self._function: ScoreFunction | None = import_function(config.strategy) if ":" in config.strategy else None
-        self._pickled: bytes | None = None  # the function that was sent
-        self._history = self._new_history()
-
-    def _new_history(self) -> History | None:
-        remembers = strategy_named(self._scoring).remembers
-        if remembers is None:
-            return None
-        return History(self._num_levels, remembers, window=self.config.window, carries=self.config.partial == "commit")
+        self._scorer = Scorer(config, self._num_levels)
+        self._table = LevelTable(self._space, self._sampler, self._became_seen)
+        self._counts = {"replays": 0, "pushes": 0, "steps": 0, "episodes": 0}  # so far
 
     def _all_unseen(self) -> AvailableLevels:
         """Returns the unseen levels, by index; those of an open space have none."""
@@ -155,7 +119,7 @@ class Curriculum:
             levels, is_replay = self._draw(k)
         for slot, level in zip(chosen, levels):  # noqa: B905  of one length: `strict` costs more than the loop
             held[slot] = level
-        self._counts.replays += is_replay.count(True)
+        self._counts["replays"] += is_replay.count(True)
         trains = is_replay if self.config.robust else repeat(True)
         payloads: Iterable[Any] = repeat(None)
         if space is not None:
@@ -216,7 +180,7 @@ class Curriculum:
     @property
     def pushes(self) -> int:
         """How many pushes have changed the scores so far."""
-        return self._counts.pushes
+        return self._counts["pushes"]
 
     def holds(self, holder: str) -> bool:
         """Returns whether one of the holder's slots plays a level."""
@@ -359,7 +323,7 @@ class Curriculum:
             "columns": columns,
             "groups": groups,
         }
-        return self._update(*self._check(fields), source)
+        return self._apply(self._scorer.check(fields), source)
 
     def update_step(self, *, source: str = "", **fields: ArrayLike | None) -> int:
         """Pools one step of N env columns; the step that makes `num_steps` of them scores the block as `update` does.
@@ -372,24 +336,47 @@ class Curriculum:
             The number of episodes or parts scored: 0 until the block is full.
 
         Raises:
-            InvalidInput: as `update`; or the columns differ from those of the block's first step.
-            MissingField, LevelOutsideSpace, ScoreFunctionError: as `update`.
+            InvalidInput: as `update`; a field has another name; or the columns, groups or fields differ from those of
+                the block's first step.
+            MissingField, LevelOutsideSpace: as `update`.
+            StepsDropped: the block is full and cannot be scored, as where a score function raised; its steps, and what
+                was under way in its columns, are dropped.
         """
-        per_column = ("columns", "groups", "next_values")
-        block = {
-            name: value if value is None or name in per_column else as_array(name, value)[np.newaxis]
-            for name, value in fields.items()
-        }
-        step, columns = self._check(block)
-        valid_levels = step.levels if step.valid is None else step.levels[step.valid]
-        self._space.indices(valid_levels.ravel())
-        pool = add_step(self._pools.get(source), step, columns)
-        if len(pool.steps) < self.config.num_steps:
-            self._pools[source] = pool
+        for name in fields.keys() - set(FIELDS):
+            raise InvalidInput(name, f"a field among {', '.join(FIELDS)}", "an unknown one")
+        step = self._scorer.check(fields, step=True)
+        self._space.indices(step.levels if step.valid is None else step.levels[step.valid])
+        block = self._scorer.pool(step, source)
+        if block is None:
             return 0
-        scored = self._update(join_steps(pool.steps), columns, source)
-        self._pools.pop(source, None)
-        return scored
+        try:
+            return self._apply(block, source)
+        except PlrError as error:
+            raise self._scorer.dropped(block, source, error) from error
+
+    def _apply(self, rollout: Rollout, source: str) -> int:
+        scored = self._scorer.look(rollout, source, self._space.indices)
+        self._scorer.keep(scored, rollout.columns, source)  # from here on nothing can fail
+        past = {level: self._num_levels + place for place, level in enumerate(scored.reserved.tolist())}
+        self._score(scored.levels.tolist(), scored.scores, self._scorer.alpha, past)
+        self._scorer.forget_reserved()
+        self._counts["pushes"] += 1
+        self._counts["steps"] += scored.num_steps
+        self._counts["episodes"] += scored.num_finished
+        return len(scored.levels)
+
+    def _score(
+        self, levels: Iterable[int], scores: NDArray[np.float64], alpha: float, past: Mapping[int, int] = NOBODY
+    ) -> None:
+        history = self._scorer.history
+        self._table.apply(levels, scores, alpha, replace_past=None if history is None else history.replace, past=past)
+
+    def _became_seen(self, indices: NDArray[np.int64]) -> None:
+        if self._open_space is None:
+            self._available.discard_all(indices)
+        if self.config.max_in_flight:
+            for index in indices.tolist():
+                self._hide_at_cap(self._space.id_of(index), index)
 
     def update_scores(self, levels: ArrayLike, scores: ArrayLike) -> int:
         """Applies scores of the trainer's own making, in order.
@@ -405,14 +392,12 @@ class Curriculum:
             InvalidInput: a shape, dtype or value is wrong.
             LevelOutsideSpace: a level is not in the level space.
         """
-        ids = as_array("levels", levels)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise InvalidInput("levels", "shape (m,) of integers", f"shape {ids.shape} of {ids.dtype}")
-        given = _scores(scores, ids.shape)
-        levels = ids.astype(np.int64)
-        self._score(levels, self._space.indices(levels), given, self.config.alpha)
-        self._counts.pushes += 1
-        return len(levels)
+        ids = ids_of("levels", levels)
+        given = scores_of(scores, ids.shape)
+        self._space.indices(ids)
+        self._score(ids.tolist(), given, self.config.alpha)
+        self._counts["pushes"] += 1
+        return len(ids)
 
     def insert(
         self, payloads: Sequence[Any], scores: ArrayLike | None = None, parents: ArrayLike | None = None
@@ -448,7 +433,7 @@ class Curriculum:
         of = as_array("parents", np.full(num, NO_PARENT) if parents is None else parents)
         if of.shape != (num,) or (num and of.dtype.kind not in "iu"):
             raise InvalidInput("parents", f"shape {(num,)} of integers", f"shape {of.shape} of {of.dtype}")
-        given = None if scores is None else _scores(scores, (num,))
+        given = None if scores is None else scores_of(scores, (num,))
         space.check(packed, of.tolist(), wait=given is None)
         levels = []
 
@@ -460,7 +445,7 @@ class Curriculum:
         if given is None:
             list(interned())
         else:
-            self._score_open(space, interned(), given, self.config.alpha, {})
+            self._score(interned(), given, self.config.alpha)
         return np.array([level if space.is_kept(level) else NO_PARENT for level in levels], dtype=np.int64)
 
     def _payload_space(self, what: str) -> PayloadSpace:
@@ -470,11 +455,7 @@ class Curriculum:
 
     def forget(self, source: str) -> None:
         """Drops the steps pooled for a source that will not push again."""
-        self._open.pop(source, None)
-        self._ended.pop(source, None)
-        self._pools.pop(source, None)
-        if self._history is not None:
-            self._history.forget(source)
+        self._scorer.forget(source)
 
     def set_score_function(self, pickled: bytes) -> None:
         """Scores episodes with a function from now on, in place of the configured strategy.
@@ -489,171 +470,10 @@ class Curriculum:
 
         Raises:
             ScoreFunctionError: it cannot be unpickled here.
-            InvalidInput: it is no function.
+            InvalidInput: it is no function, or the strategy is one that does not draw by score: uniform, random,
+                sequential.
         """
-        before = strategy_named(self._scoring)
-        self._scoring, self._function = unpickle_function(pickled)
-        self._pickled = pickled
-        if before.remembers != FUNCTION.remembers:
-            self._history = self._new_history()
-        if before is not FUNCTION:
-            self._open.clear()
-            self._ended.clear()
-            self._pools.clear()
-
-    def _check(self, fields: Mapping[str, ArrayLike | None]) -> tuple[Rollout, NDArray[np.int64]]:
-        if self._scoring == "external":
-            raise InvalidInput("push", "push_scores under the strategy external", "a rollout")
-        return check(self._scoring, fields)
-
-    def _update(self, rollout: Rollout, columns: NDArray[np.int64], source: str) -> int:
-        config, strategy = self.config, strategy_named(self._scoring)
-        stitch = config.partial == "stitch"
-        num_steps, prepended = len(rollout.dones), 0
-        num_valid = rollout.levels.size if rollout.valid is None else int(rollout.valid.sum())
-        if stitch:
-            still_open = self._open.get(source, {})
-            rollout = prepend(still_open, rollout, columns)
-            prepended = len(rollout.dones) - num_steps
-        rows, episodes = find_episodes(rollout)
-        indices = self._space.indices(episodes.level)
-        finished_only = stitch or strategy.per_window is not None
-        in_order = _in_order(episodes, finished_only=finished_only)
-        past, reserved = None, np.unique(episodes.level[indices == NOT_IN_TABLE])
-        if self._history is not None:
-            self._history.reserve(len(reserved))
-            places = np.where(
-                indices == NOT_IN_TABLE, self._num_levels + reserved.searchsorted(episodes.level), indices
-            )
-            past = self._history.look_back(
-                rollout, rows, episodes, order=in_order, indices=places[in_order], columns=columns, source=source
-            )
-        known: dict[str, Any] = {"gamma": config.gamma, "gae_lambda": config.gae_lambda, "past": past}
-        if self._function is None:
-            episodes = score_found(rollout, rows, episodes, strategy, **known)
-        else:
-            episodes = score_with(self._function, self._scoring, rollout, rows, episodes, **known)
-        parts = episodes  # one column's each
-        if rollout.groups is not None and strategy.per_window is None:
-            episodes, ended = pool(parts, rollout.groups, self._ended.get(source, NO_PARTS), prepended)
-            indices = self._space.indices(episodes.level)
-            in_order = _in_order(episodes, finished_only=finished_only)
-        # from here on nothing can fail
-        if self._history is not None and past is not None:
-            self._history.remember(past, source)
-        if stitch:
-            touched = set(columns.tolist())
-            kept = {column: episode for column, episode in still_open.items() if column not in touched}
-            self._open[source] = kept | keep_open(rollout, parts, columns)
-            if parts is not episodes:
-                self._ended[source] = ended
-        scores = (1.0 - config.max_score_coef) * episodes.mean + config.max_score_coef * episodes.max
-        alpha = config.alpha if strategy.per_window is None else 1.0
-        self._score(episodes.level[in_order], indices[in_order], scores[in_order], alpha, reserved)
-        if self._history is not None:
-            self._history.clear_reserved()
-        self._counts.pushes += 1
-        self._counts.steps += num_valid
-        self._counts.episodes += int(episodes.finished.sum())
-        return len(in_order)
-
-    def _score(
-        self,
-        levels: NDArray[np.int64],
-        indices: NDArray[np.int64],
-        scores: NDArray[np.float64],
-        alpha: float,
-        reserved: Sequence[int] | NDArray[np.int64] = (),
-    ) -> None:
-        """Applies scores in order.
-
-        Args:
-            levels: (m,) ids.
-            indices: (m,) theirs, before the first.
-            scores: (m,).
-            alpha: the weight of a new score.
-            reserved: of an open level space, the levels outside the table whose past stands in the history's places
-                beyond the table, in that order.
-        """
-        if self._open_space is not None:
-            past = {int(level): self._num_levels + place for place, level in enumerate(reserved)}
-            self._score_open(self._open_space, levels.tolist(), scores, alpha, past)
-        else:
-            self._apply(indices, scores, alpha)
-
-    def _score_open(
-        self,
-        space: OpenSpace,
-        levels: Iterable[int],
-        scores: NDArray[np.float64],
-        alpha: float,
-        past: Mapping[int, int],
-    ) -> None:
-        """Applies scores in order, to levels that are in the table or enter it.
-
-        The score of a level that is not in the table is a first score, whether it never was or has left: the level
-        enters while there is room, and later in the place of the one of the lowest P_replay if the score is above that
-        one's. Otherwise, and where its payload is no longer kept, the score is dropped.
-        """
-        indices: list[int] = []  # of the scores that wait to be applied: all up to the next eviction, at once
-        waiting: list[float] = []
-
-        def apply() -> None:
-            self._apply(np.array(indices, dtype=np.int64), np.array(waiting), alpha)
-            indices.clear()
-            waiting.clear()
-
-        for level, score in zip(levels, scores.tolist(), strict=True):
-            index = space.index_of(level)
-            if index == NOT_IN_TABLE:
-                if space.num_entered < len(space) and space.is_kept(level):
-                    index = self._enter(space, level, space.num_entered, past.get(level))
-                elif space.is_kept(level):
-                    apply()
-                    lowest = self._sampler.lowest()
-                    if score > self._sampler.scores[lowest]:
-                        self._sampler.forget(np.array([lowest]))
-                        index = self._enter(space, level, lowest, past.get(level))
-                        self._counts.evicted += 1
-                    else:
-                        space.leave(level)
-            if index == NOT_IN_TABLE:
-                self._counts.rejected += 1
-            else:
-                indices.append(index)
-                waiting.append(score)
-        apply()
-
-    def _enter(self, space: OpenSpace, level: int, index: int, past: int | None) -> int:
-        """Puts an unseen level into the table; its staleness counts from its last draw, or from now if it has none."""
-        if self._history is not None:
-            self._history.replace(index, past)
-        self._sampler.place(index, space.drawn_at(level, self._sampler.draws))
-        space.enter(level, index)
-        self._counts.entered += 1
-        return index
-
-    def _apply(self, indices: NDArray[np.int64], scores: NDArray[np.float64], alpha: float) -> None:
-        """Sets score <- (1 - alpha) old + alpha new for each in order; a level's first score is taken as it is."""
-        if not len(indices):
-            return
-        order = np.argsort(indices, kind="stable")  # groups a level's scores, in order
-        unique, begin, count = np.unique(indices[order], return_index=True, return_counts=True)
-        place = np.arange(len(order)) - np.repeat(begin, count)  # 0 for a level's first score here
-        seen = self._sampler.seen[unique]
-        left = np.repeat(count, count) - 1 - place  # how many come after it
-        keep = 1.0 - alpha
-        weight = keep**left * np.where((place == 0) & ~np.repeat(seen, count), 1.0, alpha)
-        new = np.add.reduceat(weight * scores[order], begin) + np.where(
-            seen, keep**count * self._sampler.scores[unique], 0.0
-        )
-        if self._open_space is None:
-            self._available.discard_all(unique[~seen])
-        self._sampler.set_scores(unique, new)
-        if self.config.max_in_flight:
-            for index in unique[~seen].tolist():
-                self._hide_at_cap(self._space.id_of(index), index)
-        self._counts.scores += len(indices)
+        self._scorer.set_function(pickled)
 
     # ---- what there is to know
 
@@ -700,10 +520,9 @@ class Curriculum:
 
     def levels_packed(self, levels: ArrayLike) -> list[tuple[int, bytes, int]]:
         """Does as `levels`, with (id, payload as msgpack bytes, parent or -1) for each."""
-        space, ids = self._payload_space("levels"), as_array("levels", levels)
-        if ids.ndim != 1 or len(ids) > MAX_PAYLOADS or (ids.size and ids.dtype.kind not in "iu"):
-            expected = f"shape (m,) of integers, m up to {MAX_PAYLOADS}"
-            raise InvalidInput("levels", expected, f"shape {ids.shape} of {ids.dtype}")
+        space, ids = self._payload_space("levels"), ids_of("levels", levels)
+        if len(ids) > MAX_PAYLOADS:
+            raise InvalidInput("levels", f"at most {MAX_PAYLOADS}", str(len(ids)))
         for level in ids.tolist():
             if not space.is_kept(level):
                 raise LevelOutsideSpace("levels", "ids of levels in the table or waiting", f"level {level}")
@@ -717,23 +536,26 @@ class Curriculum:
             replay_share (0 before the first draw); in_flight (env slots that play a level now); pushes, steps (valid
             rows), episodes (finished), scores (applied); mean_score, max_score over seen levels (0 without any);
             effective_levels: exp of the entropy of `weights()`, the number of equally likely levels that would be as
-            spread out (0 while nothing is seen). Of an open level space (0 for others): entered, evicted and rejected
-            (scores of levels that did not enter), waiting (new levels kept until they have a score); levels is its
-            capacity.
+            spread out (0 while nothing is seen); forgotten: under partial="stitch", episodes whose steps were given up
+            before they ended, because their column was silent for 1 000 pushes or half a GiB was open. Of an open level
+            space (0 for others): entered, evicted and rejected (scores of levels that did not enter), waiting (new
+            levels kept until they have a score); levels is its capacity.
         """
         sampler, total = self._sampler, self._num_levels
         weights = self.weights()
         mass = weights[weights > 0]
         seen_scores = sampler.scores[sampler.seen]
         return {
-            "strategy": self._scoring,
+            "strategy": self._scorer.scoring,
             "levels": total,
             "levels_seen": sampler.num_seen,
             "seen_share": sampler.num_seen / total,
             "draws": sampler.draws,
-            "replay_share": self._counts.replays / max(sampler.draws, 1),
+            "replay_share": self._counts["replays"] / max(sampler.draws, 1),
             "in_flight": sum(self._in_flight.values()),
-            **dataclasses.asdict(self._counts),
+            **self._counts,
+            **self._table.counts(),
+            "forgotten": self._scorer.forgotten,
             "waiting": 0 if self._open_space is None else self._open_space.num_waiting,
             "mean_score": float(seen_scores.mean()) if len(seen_scores) else 0.0,
             "max_score": float(seen_scores.max()) if len(seen_scores) else 0.0,
@@ -743,26 +565,32 @@ class Curriculum:
     # ---- the state as a value
 
     def state(self) -> dict[str, Any]:
-        """Returns a copy of the whole state: plain values, numpy arrays and dataclasses of them.
+        """Returns a copy of the whole state, plain values and numpy arrays; `from_state` goes on from it bit for bit.
 
-        `Curriculum.from_state` gives a curriculum that goes on bit for bit as this one. Keys: config, sampler (scores,
-        seen, last_drawn (N,) and draws), space (of an open one: its table and what waits), generator, held (holder ->
-        slot -> level), open, ended, pools, counts, history (None unless the strategy looks back), score_function
-        (pickled, None unless one was sent).
+        Returns:
+            * format: 1, the version of this layout.
+            * config: the fields of the configuration, as `Config.to_dict` gives them.
+            * generator: of the draws, as numpy gives it.
+            * sampler: scores float64, seen bool, last_drawn int64, each (N,) by index, and draws, so far.
+            * space: of an open one, its table, what waits to be handed out, and when new levels were drawn; else empty.
+            * held: holder -> slot -> level, what is in flight.
+            * scorer: open (the episodes that a block's end cut, by source, under "stitch"), pools (steps that wait to
+              be a block, by source), history (best returns or windows by index, and what is under way; None unless the
+              strategy looks back), function (pickled; None unless one was sent), forgotten.
+            * counts: replays, pushes, steps, episodes, scores, entered, evicted, rejected, so far.
+
+            Of a closed space an index is a level's position in `levels`; of an open one its place in the table.
         """
         return copy.deepcopy(
             {
+                "format": STATE_FORMAT,
                 "config": self.config.to_dict(),
+                "generator": self._rng.bit_generator.state,
                 "sampler": self._sampler.state(),
                 "space": {} if self._open_space is None else self._open_space.state(),
-                "generator": self._rng.bit_generator.state,
                 "held": self._held,
-                "open": self._open,
-                "ended": self._ended,
-                "pools": self._pools,
-                "counts": self._counts,
-                "history": None if self._history is None else self._history.state(),
-                "score_function": self._pickled,
+                "scorer": self._scorer.state(),
+                "counts": self._counts | self._table.counts(),
             }
         )
 
@@ -773,15 +601,15 @@ class Curriculum:
         A score function in it is unpickled or imported, so that a state is to be trusted as code is.
 
         Raises:
+            InvalidInput: the state has another format.
             ConfigError: the configuration in it is not valid, or its score function cannot be imported.
             ScoreFunctionError: a function that was sent cannot be unpickled here.
         """
+        if state.get("format") != STATE_FORMAT:
+            raise InvalidInput("state", f"format {STATE_FORMAT}", f"{state.get('format')!s:.20}")
         state = copy.deepcopy(dict(state))
         curriculum = cls(Config.from_dict(state["config"]))
-        if state["score_function"] is not None:
-            curriculum.set_score_function(state["score_function"])
-        if curriculum._history is not None:
-            curriculum._history.restore(state["history"])
+        curriculum._scorer.restore(state["scorer"])
         curriculum._sampler = Sampler.from_state(state["sampler"], **_sampling(curriculum.config))
         curriculum._rng.bit_generator.state = state["generator"]
         curriculum._available = curriculum._all_unseen()
@@ -792,8 +620,9 @@ class Curriculum:
             for slot, level in slots.items():
                 curriculum._held[holder][slot] = level
                 curriculum._begin(level)
-        curriculum._open, curriculum._ended = state["open"], state["ended"]
-        curriculum._pools, curriculum._counts = state["pools"], state["counts"]
+        curriculum._table = LevelTable(curriculum._space, curriculum._sampler, curriculum._became_seen)
+        curriculum._table.restore(state["counts"])
+        curriculum._counts = {name: state["counts"][name] for name in curriculum._counts}
         return curriculum
 
 
@@ -812,22 +641,6 @@ def _space(config: Config) -> LevelSpace:
     if isinstance(config.levels, str):
         return (UnboundedSpace if config.levels == "unbounded" else PayloadSpace)(config.capacity)
     return level_space(config.levels)
-
-
-def _scores(scores: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    given = as_array("scores", scores)
-    if given.shape != shape or given.dtype.kind not in "fiu":
-        raise InvalidInput("scores", f"shape {shape} of numbers", f"shape {given.shape} of {given.dtype}")
-    if not (np.abs(given) <= MAX_MAGNITUDE).all():
-        raise InvalidInput("scores", f"finite numbers up to {MAX_MAGNITUDE:g} in magnitude", f"{given!s:.80}")
-    numbers: NDArray[np.float64] = given.astype(np.float64)
-    return numbers
-
-
-def _in_order(episodes: Episodes, *, finished_only: bool) -> NDArray[np.int64]:
-    """Returns (m,) the episodes to be scored, in the order in which they ended (by column where that is the same)."""
-    in_order: NDArray[np.int64] = np.lexsort((episodes.column, episodes.stop))
-    return in_order[episodes.finished[in_order]] if finished_only else in_order
 
 
 def _slots(k: int, slots: ArrayLike | None) -> Sequence[int]:

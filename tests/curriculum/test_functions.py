@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import pickle
 import sys
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plr_client import ConfigError, InvalidInput, PickleRefused, ScoreFunctionError, Segment, Trainer
+from plr_client import ConfigError, InvalidInput, PickleRefused, ScoreFunctionError, Segment, StepsDropped, Trainer
 from plr_client.protocol import decode_reply
 from plr_server import Config, Curriculum, launch
 from plr_server.serving.dispatch import Dispatcher
@@ -282,7 +283,33 @@ def fail(error):
     raise error
 
 
+class Unsayable(Exception):
+    def __init__(self, text):
+        self.text = text
+
+    def __repr__(self):
+        return self.text if isinstance(self.text, str) else fail(self.text)
+
+
+class Unlistable:
+    def __iter__(self):
+        raise RuntimeError("no such thing")
+
+
+def nested(depth):
+    found = ()
+    for _ in range(depth):
+        found = (found,)
+    return found
+
+
 WRONG = {
+    "is cancelled": (lambda: fail(asyncio.CancelledError()), "CancelledError()"),
+    "raises what cannot be shown": (lambda: fail(Unsayable(ValueError("x"))), "a Unsayable that cannot be shown"),
+    "raises what cannot be sent": (lambda: fail(Unsayable("\udc80")), "\\udc80"),
+    "returns what is too deep to show": (lambda: nested(100_000), "a tuple that cannot be shown"),
+    "returns a text and two numbers": (lambda: ("a", 1.0, 2.0), "('a', 1.0, 2.0)"),
+    "returns what cannot be gone through": (Unlistable, "RuntimeError('no such thing')"),
     "raises": (lambda: fail(ValueError("no values")), "ValueError('no values')"),
     "exits": (lambda: sys.exit(3), "SystemExit(3)"),
     "returns None": (lambda: None, "None"),
@@ -313,12 +340,37 @@ def test_a_function_gone_wrong_changes_nothing(case, partial):
     before = frozen(curriculum)
     mixed = {name: np.concatenate([x, x], axis=1) for name, x in episode([1.0, 1.0], [1, 1]).items()}
     mixed["levels"] = np.array([[0, 1], [2, 4]])  # the last one fails
-    for push in (lambda: curriculum.update(**mixed), lambda: curriculum.update_step(**step, source="b")):
-        with pytest.raises(ScoreFunctionError) as raised:
-            push()
-        assert raised.value.function.startswith("test_functions:")
-        assert got in raised.value.reason
-        assert frozen(curriculum) == before
+    with pytest.raises(ScoreFunctionError) as raised:
+        curriculum.update(**mixed)
+    assert raised.value.function.startswith("test_functions:")
+    assert got in raised.value.reason
+    assert frozen(curriculum) == before
+    raised.value.to_wire()["fields"][1].encode()
+
+
+def test_a_block_of_steps_that_a_function_fails_at_is_dropped_and_the_next_one_begins_anew():
+    curriculum = Curriculum(Config(levels=range(NUM_LEVELS), partial="stitch", num_steps=2))
+    failing, seen = [True], []
+
+    def function(segment):
+        seen.append(segment.rewards.tolist())
+        return fail(ValueError("transient")) if failing[0] else (1.0, 1.0)
+
+    curriculum._scorer.set_function(cloudpickle.dumps(fail))
+    curriculum._scorer._function = function
+
+    def push(reward, *, done=False, **fields):
+        return curriculum.update_step(rewards=[reward], dones=[done], levels=[4], **fields)
+
+    assert [push(0.0), push(1.0)] == [0, 0]  # an episode is open now
+    push(2.0)
+    with pytest.raises(StepsDropped, match=r"2 steps .*: score function .*ValueError\('transient'\)") as raised:
+        push(3.0, done=True)
+    assert raised.value.steps == 2
+    assert seen == [[0.0, 1.0, 2.0, 3.0]]
+    failing[0] = False
+    assert [push(4.0), push(5.0, done=True)] == [0, 1]
+    assert seen[1:] == [[4.0, 5.0]]  # not the steps before those that are missing
 
 
 def test_any_real_numbers_will_do():

@@ -183,7 +183,7 @@ def test_what_an_episode_earned_is_dropped_with_it():
     curriculum.forget("a")
     curriculum.update(**column([0.5], [1], level=1), source="a")
     assert scored(curriculum) == {0: 1.0, 1: 1.0}
-    assert curriculum.state()["history"]["under_way"] == {}
+    assert curriculum.state()["scorer"]["history"]["under_way"]["a"]["columns"] == []
 
 
 def test_maxmc_needs_no_bootstrap():
@@ -238,11 +238,11 @@ def test_slope_of_falling_equal_and_few_returns():
 
 def test_only_what_the_strategy_remembers_is_kept():
     for strategy in ("value_l1", "alt_advantage_abs", "min_margin", "external"):
-        assert Curriculum(Config(strategy=strategy)).state()["history"] is None
-    assert Curriculum(Config(strategy="maxmc")).state()["history"]["windows"] is None
-    remembered = Curriculum(Config(strategy="learnability", window=7)).state()["history"]
+        assert Curriculum(Config(strategy=strategy)).state()["scorer"]["history"] is None
+    assert Curriculum(Config(strategy="maxmc")).state()["scorer"]["history"]["windows"] is None
+    remembered = Curriculum(Config(strategy="learnability", window=7)).state()["scorer"]["history"]
     assert remembered["best"] is None
-    assert (remembered["windows"].values.shape, remembered["windows"].values.itemsize) == ((200, 7), 1)
+    assert (remembered["windows"]["values"].shape, remembered["windows"]["values"].itemsize) == ((200, 7), 1)
 
 
 # ---- steps, bad input, a running server

@@ -241,7 +241,7 @@ def test_goodbye_gives_levels_and_memory_back_and_has_no_reply(busy):
     for session in ("a", "b"):
         assert busy.answer(PEER, faults.request("goodbye", session=session, seq=9)) is None
     state = busy.curricula["default"].state()
-    assert busy.sessions == state["held"] == state["pools"] == state["open"] == {}
+    assert busy.sessions == state["held"] == state["scorer"]["pools"] == state["scorer"]["open"] == {}
     assert busy.curricula["default"].stats()["in_flight"] == 0
 
 
@@ -249,7 +249,7 @@ def test_release_gives_levels_back_but_waits_with_pooled_steps(busy):
     busy.release("a")
     busy.release("b")
     assert busy.curricula["default"].stats()["in_flight"] == 0
-    assert list(busy.curricula["default"].state()["pools"]) == ["a"]
+    assert list(busy.curricula["default"].state()["scorer"]["pools"]) == ["a"]
     assert list(busy.sessions) == ["a", "b"]
 
 

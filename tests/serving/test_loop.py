@@ -207,7 +207,7 @@ def test_sessions_whose_peer_is_gone_are_forgotten_in_time_and_others_are_not(ip
 
         faults.eventually(forgotten, "the transport has noticed")
         (curriculum,) = loop.dispatcher.curricula.values()
-        assert list(loop.dispatcher.sessions) == list(curriculum.state()["pools"]) == ["stays"]
+        assert list(loop.dispatcher.sessions) == list(curriculum.state()["scorer"]["pools"]) == ["stays"]
 
 
 # ---- the end

@@ -6,7 +6,7 @@ or of a client that the operator trusts, and nothing here fences it in.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import importlib
 import numbers
 from collections.abc import Callable, Iterator
@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plr_client.errors import ConfigError, InvalidInput, ScoreFunctionError
+from plr_client.errors import ConfigError, InvalidInput, PlrError, ScoreFunctionError
 from plr_client.segment import Segment
+from plr_server.curriculum.arrays import MAX_MAGNITUDE, Floats
+from plr_server.curriculum.scoring.episodes import PER_STEP, Episodes, advantages
 from plr_server.curriculum.scoring.history import Past
-from plr_server.curriculum.scoring.rollouts import MAX_MAGNITUDE, UNSAID, Rollout
-from plr_server.curriculum.scoring.scores import Episodes, Ints, advantages, flatten
+from plr_server.curriculum.scoring.rollouts import UNSAID
 
 ScoreFunction = Callable[[Segment], tuple[float, float]]
-Failure = (Exception, SystemExit)  # whatever code of others raises, but for a Ctrl-C
 
 
 def import_function(name: str) -> ScoreFunction:
@@ -32,16 +32,11 @@ def import_function(name: str) -> ScoreFunction:
         ConfigError: it cannot be imported in this process, or is no function.
     """
     module, _, path = name.partition(":")
-    try:
+    expected = "module:function that the server can import (from the folder it was started in, or PYTHONPATH)"
+    with _code_of_others(lambda raised: ConfigError("strategy", expected, f"{name} ({raised})")):
         found: Any = importlib.import_module(module)
         for part in path.split("."):
             found = getattr(found, part)
-    except Failure as exc:
-        raise ConfigError(
-            "strategy",
-            "module:function that the server can import (from the folder it was started in, or PYTHONPATH)",
-            f"{name} ({exc!r:.200})",
-        ) from exc
     if not callable(found):
         raise ConfigError("strategy", "module:function", f"{name}, which is a {type(found).__name__}")
     function: ScoreFunction = found
@@ -57,104 +52,109 @@ def unpickle_function(pickled: bytes) -> tuple[str, ScoreFunction]:
     """
     import cloudpickle  # noqa: PLC0415  only a server that was sent one pays for it
 
-    try:
+    with _code_of_others(lambda raised: ScoreFunctionError("sent by a client", f"{raised} when it was unpickled")):
         found = cloudpickle.loads(pickled)
-    except Failure as exc:
-        raise ScoreFunctionError("sent by a client", f"{exc!r:.200} when it was unpickled") from exc
+        name = getattr(found, "__qualname__", type(found).__qualname__)
+        named = _sendable(f"{getattr(found, '__module__', None)}:{name}"[:200])
     if not callable(found):
         raise InvalidInput("function", "a function", f"a {type(found).__name__}")
-    name = getattr(found, "__qualname__", type(found).__qualname__)
-    return f"{getattr(found, '__module__', None)}:{name}"[:200], found
+    return named, found
 
 
 def score_with(
-    function: ScoreFunction,
-    name: str,
-    rollout: Rollout,
-    rows: Ints,
-    episodes: Episodes,
-    *,
-    past: Past,
-    gamma: float,
-    gae_lambda: float,
-) -> Episodes:
+    function: ScoreFunction, name: str, episodes: Episodes, *, past: Past, gamma: float, gae_lambda: float
+) -> tuple[Floats, Floats]:
     """Calls a score function for every episode of a block that is to be scored, in the order of application.
 
     Args:
         function: the function.
         name: its name, for errors.
-        rollout: the block.
-        rows: its valid rows, as from `find_episodes`.
-        episodes: its E episodes, as from `find_episodes`.
+        episodes: the block's E episodes.
         past: what came before them.
         gamma: discount, 0 to 1.
         gae_lambda: lambda of the advantages, 0 to 1.
 
     Returns:
-        The episodes with their mean and max, 0 where one is not to be scored.
+        Mean (E,) and maximum (E,), 0 where an episode is not to be scored.
 
     Raises:
         ScoreFunctionError: it raised, or returned something else than two finite floats.
     """
-    mean, highest = np.zeros(len(episodes.level)), np.zeros(len(episodes.level))
-    for e, segment in _segments(rollout, rows, episodes, past, gamma=gamma, gae_lambda=gae_lambda):
+    mean, highest = np.zeros(len(episodes)), np.zeros(len(episodes))
+    for e, segment in _segments(episodes, past, gamma=gamma, gae_lambda=gae_lambda):
         mean[e], highest[e] = _call(function, name, segment)
-    return dataclasses.replace(episodes, mean=mean, max=highest)
+    return mean, highest
 
 
-def _segments(
-    rollout: Rollout, rows: Ints, episodes: Episodes, past: Past, *, gamma: float, gae_lambda: float
-) -> Iterator[tuple[int, Segment]]:
-    per_step: dict[str, NDArray[np.float64] | None] = {
-        "rewards": rollout.rewards,
-        "values": rollout.values,
-        "logits": rollout.logits,
+def _segments(episodes: Episodes, past: Past, *, gamma: float, gae_lambda: float) -> Iterator[tuple[int, Segment]]:
+    per_step: dict[str, NDArray[np.float64]] = {
+        name: array.view() for name in PER_STEP if (array := getattr(episodes, name)) is not None
     }
-    bootstraps = rollout.values is not None and rollout.rewards is not None and rollout.next_values is not None
-    if bootstraps:
-        per_step["advantages"], per_step["td_errors"] = advantages(rollout, gamma, gae_lambda)
-    flat = {name: flatten(array, rows) for name, array in per_step.items() if array is not None}
-    for array in flat.values():
+    if episodes.next_value is not None:
+        per_step["advantages"], per_step["td_errors"] = advantages(episodes, gamma, gae_lambda)
+    for array in per_step.values():
         array.flags.writeable = False
     begin = episodes.begin
     for e in past.order.tolist():
-        steps, finished = slice(begin[e], begin[e] + episodes.steps[e]), episodes.finished[e]
-        last = episodes.stop[e] - 1, episodes.column[e]
-        truncated = rollout.truncated is not None and bool(rollout.truncated[last])
-        next_value = None
-        if bootstraps and rollout.next_values is not None:
-            next_value = 0.0 if finished else float(rollout.next_values[last[1]])
-            if truncated and rollout.final_values is not None:
-                next_value = float(rollout.final_values[last])
-        best, said = past.best, past.successes[e]
+        steps = slice(begin[e], begin[e] + episodes.steps[e])
+        best, said = past.best, episodes.success[e]
         yield (
             e,
             Segment(
                 level=int(episodes.level[e]),
                 steps=int(episodes.steps[e]),
                 steps_before=int(past.steps_before[e]),
-                finished=bool(finished),
-                truncated=truncated,
-                next_value=next_value,
+                finished=bool(episodes.finished[e]),
+                truncated=bool(episodes.truncated[e]),
+                next_value=None if episodes.next_value is None else float(episodes.next_value[e]),
                 episode_return=None if np.isnan(past.returns[e]) else float(past.returns[e]),
                 best_return=None if best is None or np.isneginf(best[e]) else float(best[e]),
                 success=None if said == UNSAID else bool(said),
-                **{name: array[steps] for name, array in flat.items()},
+                **{field: array[steps] for field, array in per_step.items()},
             ),
         )
 
 
 def _call(function: ScoreFunction, name: str, segment: Segment) -> tuple[float, float]:
-    try:
+    with _code_of_others(lambda raised: ScoreFunctionError(name, raised)):
         result: Any = function(segment)
-    except Failure as exc:
-        raise ScoreFunctionError(name, f"{exc!r:.200}") from exc
+        pair = _pair(result)
+    if pair is None or not all(abs(score) <= MAX_MAGNITUDE for score in pair):  # False for NaN too
+        raise ScoreFunctionError(name, _shown(result))
+    return pair
+
+
+def _pair(result: Any) -> tuple[float, float] | None:
+    """Returns two real numbers as floats; None where the result is something else."""
     try:
-        mean, highest = (
-            float(x) for x in result if isinstance(x, numbers.Real)
-        )  # a text is no float, if it reads as one
-    except (TypeError, ValueError, OverflowError) as exc:
-        raise ScoreFunctionError(name, f"{result!r:.200}") from exc
-    if not (abs(mean) <= MAX_MAGNITUDE and abs(highest) <= MAX_MAGNITUDE):  # False for NaN too
-        raise ScoreFunctionError(name, f"{result!r:.200}")
-    return mean, highest
+        mean, highest = result
+        numbers_only = isinstance(mean, numbers.Real) and isinstance(highest, numbers.Real)  # no text that reads as one
+        return (float(mean), float(highest)) if numbers_only else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+@contextlib.contextmanager
+def _code_of_others(error: Callable[[str], PlrError]) -> Iterator[None]:
+    """Makes an error of ours of whatever comes out of the context, but for a Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
+        raise error(_shown(exc)) from exc
+
+
+def _shown(value: object) -> str:
+    """Returns what can be said of a thing from code of others, whose repr may be anything, or raise anything."""
+    try:
+        return _sendable(f"{value!r:.200}")
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001  as above
+        return f"a {type(value).__name__} that cannot be shown"
+
+
+def _sendable(text: str) -> str:
+    """Returns the text without lone surrogates, which would not go over the wire."""
+    return text.encode(errors="backslashreplace").decode()

@@ -1,7 +1,7 @@
 """Groups: the agents of one env, each in a column of its own, whose episodes get one score.
 
-Used by the curriculum. Pure functions of arrays: no state, no IO. What one agent does in an episode, its part, was
-found and scored as if its column were an env of its own; here the parts become one episode.
+Used by the scorer. Pure functions of arrays: no state, no IO. What one agent does in an episode, its part, was found
+and scored as if its column were an env of its own; here the parts become one episode.
 """
 
 from __future__ import annotations
@@ -11,15 +11,45 @@ import dataclasses
 import numpy as np
 
 from plr_client.errors import InvalidInput
-from plr_server.curriculum.scoring.scores import Bools, Episodes, Ints
+from plr_server.curriculum.arrays import Bools, Floats, Ints
 
 _NO_INTS = np.zeros(0, dtype=np.int64)
-NO_PARTS = Episodes(
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoredEpisodes:
+    """E episodes, or parts of episodes, and their scores.
+
+    Attributes:
+        level: (E,) the level each was played on.
+        column: (E,) its env column, 0 to N - 1; or its group.
+        start: (E,) its first row in the block; -1 where it began before.
+        stop: (E,) its last row + 1.
+        finished: (E,) False where the block's end cut it.
+        steps: (E,) its valid steps.
+        mean: (E,) mean of its step scores.
+        max: (E,) maximum of its step scores.
+    """
+
+    level: Ints
+    column: Ints
+    start: Ints
+    stop: Ints
+    finished: Bools
+    steps: Ints
+    mean: Floats
+    max: Floats
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(ScoredEpisodes))
+NO_PARTS = ScoredEpisodes(
     *(_NO_INTS, _NO_INTS, _NO_INTS, _NO_INTS), np.zeros(0, dtype=bool), _NO_INTS, *(np.zeros(0), np.zeros(0))
 )
 
 
-def pool(parts: Episodes, groups: Ints, before: Episodes = NO_PARTS, first_row: int = 0) -> tuple[Episodes, Episodes]:
+def pool(
+    parts: ScoredEpisodes, groups: Ints, before: ScoredEpisodes = NO_PARTS
+) -> tuple[ScoredEpisodes, ScoredEpisodes]:
     """Makes one episode of what the columns of a group play at the same time.
 
     Its score is the mean over all steps of all agents: an agent that ends early weighs as much as it has played. It is
@@ -30,7 +60,6 @@ def pool(parts: Episodes, groups: Ints, before: Episodes = NO_PARTS, first_row: 
         parts: scored, one column's each.
         groups: (N,) the group of each column.
         before: the parts that ended in earlier blocks, of episodes that were going on, as this function returned them.
-        first_row: the block's first; the rows above it were prepended.
 
     Returns:
         The episodes, with the group in the place of the column; and the parts that have ended of those that go on,
@@ -40,13 +69,13 @@ def pool(parts: Episodes, groups: Ints, before: Episodes = NO_PARTS, first_row: 
         InvalidInput: agents of a group play different levels at the same time.
     """
     parts = dataclasses.replace(parts, column=groups[parts.column])
-    is_here = np.isin(before.column, groups)
-    elsewhere, here = _taken(before, ~is_here), _taken(before, is_here)
-    then = np.full(len(here.level), first_row)
-    parts = _joined(dataclasses.replace(here, start=then - 1, stop=then), parts)
+    is_here = np.isin(before.column, parts.column)
+    elsewhere, here = taken(before, ~is_here), taken(before, is_here)
+    block_begin = np.zeros(len(here.level), dtype=np.int64)
+    parts = joined(dataclasses.replace(here, start=block_begin - 1, stop=block_begin), parts)
     if not len(parts.level):
         return parts, elsewhere
-    parts = _taken(parts, np.lexsort((parts.start, parts.column)))
+    parts = taken(parts, np.lexsort((parts.start, parts.column)))
     offset = np.cumsum(np.diff(parts.column, prepend=parts.column[0]) != 0) * (parts.stop.max() + 1)
     first = np.ones(len(offset), dtype=bool)  # of its episode; the offset keeps the running maximum within a group
     first[1:] = (offset + parts.start)[1:] >= np.maximum.accumulate(offset + parts.stop)[:-1]
@@ -58,29 +87,26 @@ def pool(parts: Episodes, groups: Ints, before: Episodes = NO_PARTS, first_row: 
         raise InvalidInput("levels", expected, got)
     begin = np.flatnonzero(first)
     steps = np.add.reduceat(parts.steps, begin)
-    episodes = Episodes(
+    episodes = ScoredEpisodes(
         level=parts.level[begin],
         column=parts.column[begin],
         start=parts.start[begin],
         stop=np.maximum.reduceat(parts.stop, begin),
         finished=np.logical_and.reduceat(parts.finished, begin),
         steps=steps,
-        mean=np.add.reduceat(parts.mean * parts.steps, begin) / steps,
+        mean=np.add.reduceat(parts.mean * parts.steps, begin) / np.maximum(steps, 1),  # 0 of a group that is absent
         max=np.maximum.reduceat(parts.max, begin),
     )
     goes_on = np.repeat(~episodes.finished, np.diff(begin, append=len(first)))
-    abandoned = episodes.finished & (episodes.stop <= first_row)  # none of them is in this block
-    return _taken(episodes, ~abandoned), _joined(elsewhere, _taken(parts, goes_on & parts.finished))
+    abandoned = episodes.finished & (episodes.stop <= 0)  # none of them is in this block
+    return taken(episodes, ~abandoned), joined(elsewhere, taken(parts, goes_on & parts.finished))
 
 
-def _taken(episodes: Episodes, which: Ints | Bools) -> Episodes:
-    return Episodes(**{field.name: getattr(episodes, field.name)[which] for field in dataclasses.fields(Episodes)})
+def taken(episodes: ScoredEpisodes, which: Ints | Bools | slice) -> ScoredEpisodes:
+    """Returns some of the episodes."""
+    return ScoredEpisodes(*(getattr(episodes, name)[which] for name in _FIELDS))
 
 
-def _joined(first: Episodes, second: Episodes) -> Episodes:
-    return Episodes(
-        **{
-            field.name: np.concatenate([getattr(first, field.name), getattr(second, field.name)])
-            for field in dataclasses.fields(Episodes)
-        }
-    )
+def joined(first: ScoredEpisodes, second: ScoredEpisodes) -> ScoredEpisodes:
+    """Returns the ones, then the others."""
+    return ScoredEpisodes(*(np.concatenate([getattr(first, name), getattr(second, name)]) for name in _FIELDS))

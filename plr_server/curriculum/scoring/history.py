@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plr_server.curriculum.scoring.rollouts import UNSAID, Flags, Rollout
-from plr_server.curriculum.scoring.scores import Episodes, Floats, Ints, flatten
+from plr_server.curriculum.arrays import Floats, Ints
+from plr_server.curriculum.scoring.columns import ByColumn
+from plr_server.curriculum.scoring.episodes import Episodes
+from plr_server.curriculum.scoring.rollouts import UNSAID
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,21 +56,23 @@ class Past:
         indices: (m,) the index of each one's level.
         returns: (E,) undiscounted, from the episode's first step on; NaN where rewards were not pushed.
         steps_before: (E,) valid steps of the episode in earlier blocks.
-        successes: (E,) what the trainer says of a finished episode, 1, 0 or UNSAID.
         best: (E,) the highest return of an episode finished on the level, up to and with this one in the order of
             application; -inf where there is none.
         windows: of m rows, the last returns or successes of each one's level, its own at the end.
-        under_way: by column id, the episodes that are under way after the block.
+        under_way: by column id, the episodes that the block's end cut.
+        over: the ids of the columns that have episodes in the block, none of which is under way after it.
+        columns: (N,) the ids of the block's columns.
     """
 
     order: Ints
     indices: Ints
     returns: Floats
     steps_before: Ints
-    successes: Flags
     best: Floats | None
     windows: Windows | None
     under_way: dict[int, UnderWay]
+    over: set[int]
+    columns: Ints
 
 
 class History:
@@ -90,38 +94,26 @@ class History:
         if self._best is None:
             values = np.zeros((num_levels, window), dtype=np.uint8 if self._of_successes else np.float64)
             self._windows = Windows(values, np.zeros(num_levels, dtype=np.int32))
-        self._under_way: dict[str, dict[int, UnderWay]] = {}  # source -> column ->
+        self._under_way: dict[str, ByColumn[UnderWay]] = {}  # by source
 
-    def look_back(
-        self,
-        rollout: Rollout,
-        rows: Ints,
-        episodes: Episodes,
-        *,
-        order: Ints,
-        indices: Ints,
-        columns: Ints,
-        source: str,
-    ) -> Past:
+    def look_back(self, episodes: Episodes, *, order: Ints, indices: Ints, columns: Ints, source: str) -> Past:
         """Puts the episodes of a block beside what is remembered; changes nothing.
 
         Args:
-            rollout: the block.
-            rows: its valid rows, as from `find_episodes`.
-            episodes: its E episodes, as from `find_episodes`.
+            episodes: its E episodes.
             order: (m,) which of the episodes are scored, in the order in which they are applied.
             indices: (m,) the index of each one's level.
             columns: (N,) the column ids.
             source: who pushed; columns are counted for each source apart.
         """
-        count, last = len(episodes.level), episodes.begin + episodes.steps - 1
+        count = len(episodes)
         returns, steps_before = np.full(count, np.nan), np.zeros(count, dtype=np.int64)
-        if rollout.rewards is not None and count:
-            returns = np.add.reduceat(flatten(rollout.rewards, rows), episodes.begin)
-        successes = np.full(count, UNSAID, dtype=np.int8)
-        if rollout.successes is not None:
-            successes = np.where(episodes.finished, flatten(rollout.successes, rows)[last], successes)
-        under_way = self._carry(episodes, returns, steps_before, columns, self._under_way.get(source, {}))
+        if episodes.rewards is not None and count:
+            returns = np.add.reduceat(episodes.rewards, episodes.begin)
+        under_way: dict[int, UnderWay] = {}
+        over: set[int] = set()
+        if self._carries:
+            under_way, over = self._carry(episodes, returns, steps_before, columns, source)
         best, windows = None, None
         if self._best is not None:
             best = np.full(count, -np.inf)
@@ -130,37 +122,31 @@ class History:
         if self._windows is not None:
             new = returns[order]
             if self._of_successes:
-                new = np.where(successes[order] == UNSAID, new > 0, successes[order] == 1)
+                said = episodes.success[order]
+                new = np.where(said == UNSAID, new > 0, said == 1)
             windows = windows_after(self._windows, indices, new)
-        return Past(order, indices, returns, steps_before, successes, best, windows, under_way)
+        return Past(order, indices, returns, steps_before, best, windows, under_way, over, columns)
 
     def _carry(
-        self,
-        episodes: Episodes,
-        returns: Floats,
-        steps_before: Ints,
-        columns: Ints,
-        before: Mapping[int, UnderWay],
-    ) -> dict[int, UnderWay]:
-        """Adds to the columns' first episodes what they did before; returns what is under way after the block."""
-        if not self._carries:
-            return {}
-        names = columns.tolist()
-        first = dict(zip(*(found.tolist() for found in np.unique(episodes.column, return_index=True)), strict=True))
-        for n, e in first.items():
-            part = before.get(names[n])
+        self, episodes: Episodes, returns: Floats, steps_before: Ints, columns: Ints, source: str
+    ) -> tuple[dict[int, UnderWay], set[int]]:
+        """Adds to the columns' first episodes what they did before; returns what is under way now, and what is over."""
+        names, before = columns.tolist(), self._under_way.get(source)
+        present, first = (found.tolist() for found in np.unique(episodes.column, return_index=True))
+        for n, e in zip(present, first, strict=True):
+            part = None if before is None else before.get(names[n])
             if part is not None and part.level == episodes.level[e]:
                 returns[e] += np.nan if part.earned is None else part.earned
                 steps_before[e] = part.steps
-        touched = {names[n] for n in first}
-        return {column: part for column, part in before.items() if column not in touched} | {
+        under_way = {
             names[episodes.column[e]]: UnderWay(
                 level=int(episodes.level[e]),
                 steps=int(steps_before[e] + episodes.steps[e]),
                 earned=None if np.isnan(returns[e]) else float(returns[e]),
             )
-            for e in np.flatnonzero(~episodes.finished)
+            for e in np.flatnonzero(~episodes.finished).tolist()
         }
+        return under_way, {names[n] for n in present} - under_way.keys()
 
     def remember(self, past: Past, source: str) -> None:
         """Takes over what `look_back` found."""
@@ -171,10 +157,9 @@ class History:
             newest = len(past.indices) - 1 - from_end
             self._windows.values[levels] = past.windows.values[newest]
             self._windows.filled[levels] = past.windows.filled[newest]
-        if past.under_way:
-            self._under_way[source] = past.under_way
-        else:
-            self._under_way.pop(source, None)
+        if self._carries:
+            by_column = self._under_way.setdefault(source, ByColumn())
+            by_column.update(past.columns.tolist(), past.under_way, past.over)
 
     def reserve(self, num: int) -> None:
         """Sees to it that beyond the N levels there are places for so many more, without a past until used."""
@@ -208,16 +193,39 @@ class History:
         """Drops the episodes under way of a source that will not push again."""
         self._under_way.pop(source, None)
 
+    def drop(self, source: str, columns: Ints) -> None:
+        """Drops the episodes under way of some columns."""
+        if source in self._under_way:
+            self._under_way[source].drop(columns.tolist())
+
     def state(self) -> dict[str, Any]:
-        """Returns best: (N,) or None; windows: of N rows, or None; under_way: source -> column -> UnderWay."""
+        """Returns what is remembered.
+
+        best: (N,) or None; windows: None, or values (N, W) and filled (N,); under_way: by source and column, the level,
+        the steps and what was earned.
+        """
         num = self._num_levels
-        best = None if self._best is None else self._best[:num]
-        windows = None if self._windows is None else Windows(self._windows.values[:num], self._windows.filled[:num])
-        return {"best": best, "windows": windows, "under_way": self._under_way}
+        windows = None
+        if self._windows is not None:
+            windows = {"values": self._windows.values[:num], "filled": self._windows.filled[:num]}
+        return {
+            "best": None if self._best is None else self._best[:num],
+            "windows": windows,
+            "under_way": {source: kept.state(_plain) for source, kept in self._under_way.items()},
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to what `state` gave; the arrays become its own."""
-        self._best, self._windows, self._under_way = state["best"], state["windows"], state["under_way"]
+        self._best = state["best"]
+        self._windows = None if state["windows"] is None else Windows(**state["windows"])
+        self._under_way = {
+            source: ByColumn.from_state(kept, lambda plain: UnderWay(*plain))
+            for source, kept in state["under_way"].items()
+        }
+
+
+def _plain(part: UnderWay) -> list[Any]:
+    return [part.level, part.steps, part.earned]
 
 
 def running_best(best: Floats, indices: Ints, returns: Floats) -> Floats:

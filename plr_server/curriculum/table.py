@@ -1,0 +1,131 @@
+"""The level table: applies scores to levels, and decides who enters and who leaves where the level space is open.
+
+Used by the state machine. Everything given to it has been checked: nothing here can fail. No IO, no generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from plr_server.curriculum.arrays import Floats, Ints
+from plr_server.curriculum.sampling.sampler import Sampler
+from plr_server.curriculum.spaces.level_space import LevelSpace
+from plr_server.curriculum.spaces.open_space import NOT_IN_TABLE, OpenSpace
+
+NOBODY: Mapping[int, int] = {}
+
+
+class LevelTable:
+    """Which levels have which scores.
+
+    Args:
+        space: the level space.
+        sampler: keeps the scores, by index.
+        first_scores: called with the indices (m,) of levels that have just become seen.
+
+    Attributes:
+        scores: how many scores were applied so far.
+        entered: how many levels came into the table of an open space.
+        evicted: how many of them took another one's place.
+        rejected: how many scores were of levels that did not enter.
+    """
+
+    def __init__(self, space: LevelSpace, sampler: Sampler, first_scores: Callable[[Ints], None]) -> None:
+        self._space, self._sampler, self._first_scores = space, sampler, first_scores
+        self.scores = self.entered = self.evicted = self.rejected = 0
+
+    def apply(
+        self,
+        levels: Iterable[int],
+        scores: Floats,
+        alpha: float,
+        *,
+        replace_past: Callable[[int, int | None], None] | None = None,
+        past: Mapping[int, int] = NOBODY,
+    ) -> None:
+        """Sets score <- (1 - alpha) old + alpha new for each in order; a level's first score is taken as it is.
+
+        Of an open space the score of a level that is not in the table is a first score, whether it never was or has
+        left: the level enters while there is room, and later in the place of the one of the lowest P_replay if the
+        score is above that one's. Otherwise, and where its payload is no longer kept, the score is dropped.
+
+        Args:
+            levels: (m,) ids, which are asked for one by one.
+            scores: (m,).
+            alpha: the weight of a new score.
+            replace_past: called with an index and where the past of the level that enters there stands, None for
+                nowhere.
+            past: of an open space, the indices beyond the table at which the past of levels outside it stands.
+        """
+        if not isinstance(self._space, OpenSpace):
+            ids = np.fromiter(levels, np.int64, len(scores))
+            self._apply(self._space.indices(ids), scores, alpha)
+            return
+        space = self._space
+        indices: list[int] = []  # of the scores that wait to be applied: all up to the next eviction, at once
+        waiting: list[float] = []
+
+        def apply_waiting() -> None:
+            self._apply(np.array(indices, dtype=np.int64), np.array(waiting), alpha)
+            indices.clear()
+            waiting.clear()
+
+        def enter(level: int, index: int) -> int:
+            if replace_past is not None:
+                replace_past(index, past.get(level))
+            # Staleness counts from the last draw, or from now where there is none.
+            self._sampler.place(index, space.drawn_at(level, self._sampler.draws))
+            space.enter(level, index)
+            self.entered += 1
+            return index
+
+        for level, score in zip(levels, scores.tolist(), strict=True):
+            index = space.index_of(level)
+            if index == NOT_IN_TABLE and space.is_kept(level):
+                if space.num_entered < len(space):
+                    index = enter(level, space.num_entered)
+                else:
+                    apply_waiting()
+                    lowest = self._sampler.lowest()
+                    if score > self._sampler.scores[lowest]:
+                        self._sampler.forget(np.array([lowest]))
+                        index = enter(level, lowest)
+                        self.evicted += 1
+                    else:
+                        space.leave(level)
+            if index == NOT_IN_TABLE:
+                self.rejected += 1
+            else:
+                indices.append(index)
+                waiting.append(score)
+        apply_waiting()
+
+    def _apply(self, indices: Ints, scores: Floats, alpha: float) -> None:
+        if not len(indices):
+            return
+        order = np.argsort(indices, kind="stable")  # groups a level's scores, in order
+        unique, begin, count = np.unique(indices[order], return_index=True, return_counts=True)
+        place = np.arange(len(order)) - np.repeat(begin, count)  # 0 for a level's first score here
+        seen = self._sampler.seen[unique]
+        left = np.repeat(count, count) - 1 - place  # how many come after it
+        keep = 1.0 - alpha
+        weight = keep**left * np.where((place == 0) & ~np.repeat(seen, count), 1.0, alpha)
+        new = np.add.reduceat(weight * scores[order], begin) + np.where(
+            seen, keep**count * self._sampler.scores[unique], 0.0
+        )
+        self._sampler.set_scores(unique, new)
+        if not seen.all():
+            self._first_scores(unique[~seen])
+        self.scores += len(indices)
+
+    def counts(self) -> dict[str, int]:
+        """Returns scores, entered, evicted and rejected."""
+        return {name: getattr(self, name) for name in ("scores", "entered", "evicted", "rejected")}
+
+    def restore(self, counts: Mapping[str, Any]) -> None:
+        """Goes back to what `counts` gave."""
+        for name in self.counts():
+            setattr(self, name, counts[name])
