@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from contender import BATCH, GAE_LAMBDA, GAMMA, Block, rollout_block, serve, time_of
+from contender import BATCH, GAMMA, Block, rollout_block, serve, time_of
 
 from plr_client import LevelClient
 from plr_server import Config, Curriculum, launch
 from plr_server.curriculum.sampling.sampler import REPLAY, Sampler
-from plr_server.curriculum.scoring.rollouts import check
-from plr_server.curriculum.scoring.scores import score_episodes
+from plr_server.curriculum.scoring.scorer import Scorer
 
 SEEN_AT_ONCE = 100_000  # levels that become seen in one command
 
@@ -75,8 +74,9 @@ def config(num_levels: int) -> Config:
 
 def scoring(num_levels: int) -> float:
     """Returns seconds of a block's advantages, episodes and their means."""
-    rollout, _ = check("value_l1", rollout_block(num_levels, np.random.default_rng(0)))
-    return time_of(lambda: score_episodes(rollout, "value_l1", GAMMA, GAE_LAMBDA))
+    scorer = Scorer(config(num_levels), num_levels)
+    rollout = scorer.check(rollout_block(num_levels, np.random.default_rng(0)))
+    return time_of(lambda: scorer.look(rollout, "", lambda levels: levels))
 
 
 def numpy_pass(num_levels: int) -> float:

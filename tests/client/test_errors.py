@@ -18,6 +18,11 @@ EXAMPLES = {
     "MissingField": (("values", "an array", "none"), "values: expected an array, got none"),
     "LevelOutsideSpace": (("levels", "one of 3", "level 4"), "levels: expected one of 3, got level 4"),
     "ConfigError": (("alpha", "up to 1", "2"), "alpha: expected up to 1, got 2"),
+    "StepsDropped": (
+        (256, "why"),
+        "push_step: expected 256 steps that can be scored as one block, got: why; they are dropped, the next step begins "
+        "a new block",
+    ),
     "ServerUnreachable": (
         ("ipc:///run/plr", 3, 6.25, "start it"),
         "expected a reply from ipc:///run/plr, got none in 6.2 s and 3 attempts; start it",

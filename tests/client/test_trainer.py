@@ -195,7 +195,7 @@ BAD_SCORES = {
         InvalidInput,
         "scores: expected shape (2,) of numbers, got shape (1,) of float64",
     ),
-    "NaN": (([1], [np.nan]), InvalidInput, "scores: expected finite numbers up to 1e+30 in magnitude, got [nan]"),
+    "NaN": (([1], [np.nan]), InvalidInput, "scores: expected finite numbers up to 1e+30 in magnitude, got nan"),
     "levels of floats": (
         ([1.0], [1.0]),
         InvalidInput,

@@ -83,7 +83,10 @@ BAD_STEPS = {
     ),
     "other columns": ({"columns": np.array([0, 2])}, "columns: expected the columns of the block's first step, [0, 1]"),
     "a column more": ({name: np.zeros(3) for name in step()} | {"levels": np.zeros(3, dtype=int)}, "columns: expected"),
-    "a block": ({name: array[np.newaxis] for name, array in step().items()}, "levels: expected shape (T, N)"),
+    "a block": (
+        {name: array[np.newaxis] for name, array in step().items()},
+        "levels: expected shape (N,), N at least 1, got shape (1, 2)",
+    ),
     "NaN": ({"values": np.array([np.nan, 0.0])}, "values: expected finite numbers"),
     "a level outside": (
         {"levels": np.array([3, 99])},

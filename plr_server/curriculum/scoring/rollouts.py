@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from plr_client.errors import InvalidInput, MissingField
 from plr_server.curriculum.arrays import Bools, Flags, Floats, Ints, bools, finite, numbers
 
-MAX_STEPS = 2**21  # T x N of one push: 0.1 to 0.2 s in the worst case, a single column
+MAX_STEPS = 2**21  # T x N of one push: at 0.05 to 0.3 us a step it holds the server for half a second at most
 MAX_LOGITS = 2**24  # T x N x A
 UNSAID = -1  # of a success that the trainer says nothing about
 FIELDS = (

@@ -125,7 +125,8 @@ class OpenEpisodes:
         going_on: dict[int, OpenEpisode] = {}
         if len(self._columns):
             names = columns.tolist()
-            for n, e in zip(*(found.tolist() for found in np.unique(block.column, return_index=True)), strict=True):
+            present, first = np.unique(block.column, return_index=True)
+            for n, e in zip(present.tolist(), first.tolist(), strict=True):
                 episode = self._columns.get(names[n])
                 if episode is not None and episode.goes_on(block, e):
                     going_on[e] = episode
@@ -153,6 +154,7 @@ class OpenEpisodes:
     def keep(self, stitched: Stitched, columns: Ints, ended: ScoredEpisodes) -> int:
         """Takes over what a block's end cut; returns how many open episodes were given up as silent for too long."""
         block, begin, names = stitched.block, stitched.block.begin, columns.tolist()
+        self.numbers -= self._numbers_of(names)
         kept: dict[int, OpenEpisode] = {}
         for e in np.flatnonzero(~block.finished).tolist():
             steps = slice(begin[e], begin[e] + block.steps[e])
@@ -167,8 +169,8 @@ class OpenEpisodes:
                 kept[names[block.column[e]]] = episode
         over = {names[n] for n in np.unique(block.column).tolist()} - kept.keys()
         silent = self._columns.update(names, kept, over)
+        self.numbers += self._numbers_of(names) - sum(episode.numbers for episode in silent)
         self.ended = taken(ended, slice(-MAX_COLUMNS, None))
-        self._count()
         return len(silent)
 
     def give_up_first(self) -> None:
@@ -177,11 +179,12 @@ class OpenEpisodes:
 
     def drop(self, columns: Ints) -> None:
         """Drops the open episodes of some columns."""
+        self.numbers -= self._numbers_of(columns.tolist())
         self._columns.drop(columns.tolist())
-        self._count()
 
-    def _count(self) -> None:
-        self.numbers = sum(episode.numbers for episode in self._columns)
+    def _numbers_of(self, columns: list[int]) -> int:
+        found = map(self._columns.get, columns)
+        return sum(episode.numbers for episode in found if episode is not None)
 
     def state(self) -> dict[str, Any]:
         """Returns open: by column, as of `ByColumn`; ended: arrays by name."""
@@ -193,5 +196,5 @@ class OpenEpisodes:
         restored = cls()
         restored._columns = ByColumn.from_state(state["open"], OpenEpisode.from_state)
         restored.ended = ScoredEpisodes(**state["ended"])
-        restored._count()
+        restored.numbers = sum(episode.numbers for episode in restored._columns)
         return restored

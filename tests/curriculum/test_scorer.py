@@ -1,0 +1,120 @@
+"""scorer.py: looking changes nothing, and what is refused or dropped leaves what it should."""
+
+from __future__ import annotations
+
+import cloudpickle
+import faults
+import golden
+import numpy as np
+import pytest
+
+from plr_client import InvalidInput, StepsDropped
+from plr_server import Config, Curriculum
+from plr_server.curriculum.scoring.scorer import Scorer
+
+
+@pytest.mark.parametrize("partial", ["commit", "stitch"])
+@pytest.mark.parametrize("strategy", ["value_l1", "maxmc", "learnability"])
+def test_looking_changes_nothing_and_looking_again_finds_the_same(strategy, partial):
+    scorer, fields = (
+        Scorer(Config(levels=range(60), strategy=strategy, partial=partial), 60),
+        golden.block("truncation"),
+    )
+    for begin in range(0, 48, 16):
+        part = {name: x if name == "next_values" else x[begin : begin + 16] for name, x in fields.items()}
+        rollout = scorer.check(part)
+        before = scorer.state()
+        looks = [scorer.look(rollout, "", lambda ids: ids) for _ in range(2)]
+        assert faults.same(scorer.state(), before)
+        assert faults.same(looks[0].levels, looks[1].levels)
+        assert faults.same(looks[0].scores, looks[1].scores)
+        scorer.keep(looks[0], rollout.columns, "")
+
+
+def test_agents_of_a_group_on_two_levels_cost_the_block_of_steps_and_not_the_next():
+    curriculum = Curriculum(Config(levels=range(10), num_steps=4))
+
+    def step(levels):
+        flat = np.ones(2)
+        return curriculum.update_step(
+            values=flat, rewards=flat, dones=[True, True], levels=levels, next_values=flat, groups=[0, 0]
+        )
+
+    for _ in range(2):
+        assert [step([3, 3]), step([3, 5]), step([3, 3])] == [0, 0, 0]
+        with pytest.raises(StepsDropped, match=r"4 steps .*: levels: expected one level for the agents of a group"):
+            step([3, 3])
+    assert [step([7, 7]) for _ in range(4)] == [0, 0, 0, 4]
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "random", "sequential"])
+def test_a_strategy_that_does_not_draw_by_score_takes_no_function(strategy):
+    curriculum = Curriculum(Config(levels=range(4), strategy=strategy))
+    expected = "function: expected a curriculum that draws by score (start it with another strategy), got one of the "
+    with pytest.raises(InvalidInput) as raised:
+        curriculum.set_score_function(cloudpickle.dumps(lambda segment: (segment.level, segment.level)))
+    assert str(raised.value) == f"{expected}strategy {strategy}"
+    assert curriculum.stats()["strategy"] == strategy
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.longdouble])
+def test_scores_that_only_a_wider_dtype_shows_to_be_infinite_are_refused(dtype):
+    curriculum = Curriculum(Config(levels=range(4), strategy="external"))
+    for wrong in (np.inf, -np.inf, np.nan):
+        with pytest.raises(InvalidInput, match="scores: expected finite numbers up to"):
+            curriculum.update_scores([0, 1], np.array([1.0, wrong], dtype))
+    assert not curriculum.scores()[3].any()
+    payloads = Curriculum(Config(levels="payloads", strategy="external"))
+    with pytest.raises(InvalidInput, match="scores: expected finite numbers up to"):
+        payloads.insert(["a"], scores=np.array([np.inf], dtype))
+
+
+def test_ends_at_the_same_step_apply_in_the_order_of_the_column_ids():
+    rewards = {0: 1.0, 1: 5.0}  # of the column of that id
+    for columns in ([0, 1], [1, 0]):
+        curriculum = Curriculum(Config(levels=range(2), strategy="one_step_td_error"))
+        flat = np.zeros((1, 2))
+        curriculum.update(
+            values=flat,
+            rewards=[[rewards[column] for column in columns]],
+            dones=flat == 0,
+            levels=flat.astype(int),
+            next_values=flat[0],
+            columns=columns,
+        )
+        assert curriculum.scores()[1].tolist() == [5.0, 0.0]
+
+
+def test_a_state_of_another_format_is_refused():
+    state = Curriculum(Config(levels=range(4))).state()
+    with pytest.raises(InvalidInput, match="state: expected format 1, got 2"):
+        Curriculum.from_state({**state, "format": 2})
+
+
+def is_plain(value):
+    """Whether a value is made of what any format can carry."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str | int) and is_plain(below) for key, below in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return value is None or type(value) in {bool, int, float, str, bytes, np.ndarray}
+
+
+@pytest.mark.parametrize("levels", ["0:60", "unbounded"])
+@pytest.mark.parametrize("partial", ["commit", "stitch"])
+@pytest.mark.parametrize("strategy", ["value_l1", "maxmc", "learnability", "min_margin"])
+def test_the_state_is_plain_and_goes_on_bit_for_bit(strategy, partial, levels):
+    config = Config(levels=levels, capacity=8, strategy=strategy, partial=partial, num_steps=3, replay_prob=0.5)
+    first, fields = Curriculum(config), golden.block("truncation")
+    for begin in range(0, 40, 8):
+        part = {name: x if name == "next_values" else x[begin : begin + 8] for name, x in fields.items()}
+        first.update(**part, groups=np.arange(6, 0, -1) if begin == 16 else None, source="a")
+        step = {name: x if name == "next_values" else x[begin] for name, x in fields.items()}
+        step["dones"] = np.ones(6, bool)  # whatever comes next, each step is an episode
+        del step["truncated"], step["final_values"]
+        first.update_step(**step, source=f"b{begin % 3}")
+        first.sample(3)
+        second = Curriculum.from_state(first.state())
+        assert is_plain(first.state())
+        assert faults.same(second.state(), first.state())
+        first = second
