@@ -10,7 +10,7 @@ TORCH := cleanrl level_replay pettingzoo sb3 syllabus
 RLLIB := ray rllib
 DI_ENGINE := di_engine
 
-.PHONY: demo test test-slow test-integrations lint types bench bench-overhead bench-peers clean
+.PHONY: demo test test-explore test-slow test-integrations lint types bench bench-overhead bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/python examples/minigrid_demo.py
@@ -18,6 +18,13 @@ demo: .venv/demo
 test: .venv/dev .venv-numpy2/dev
 	.venv-numpy2/bin/python -m pytest --quiet -k 'not follow' $(NUMERICAL)
 	$(BIN)/python -m pytest
+
+# Fresh examples for the property tests, again and again: the time a `make test` does not have.
+MINUTES := 60
+test-explore: .venv/dev
+	end=$$(( $$(date +%s) + 60 * $(MINUTES) )); while [ $$(date +%s) -lt $$end ]; do \
+		$(BIN)/python -m pytest --quiet --exitfirst --hypothesis-profile=fresh -m hypothesis --durations=0 \
+			--durations-min=60 || exit 1; done
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow

@@ -20,8 +20,10 @@ EXAMPLES = {
     "ConfigError": (("alpha", "up to 1", "2"), "alpha: expected up to 1, got 2"),
     "StepsDropped": (
         (256, "why"),
-        "push_step: expected 256 steps that can be scored as one block, got: why; they are dropped, the next step begins "
-        "a new block",
+        (
+            "push_step: expected 256 steps that can be scored as one block, got: why; they are dropped, the next step "
+            "begins a new block"
+        ),
     ),
     "ServerUnreachable": (
         ("ipc:///run/plr", 3, 6.25, "start it"),

@@ -85,7 +85,7 @@ BAD_STEPS = {
     "a column more": ({name: np.zeros(3) for name in step()} | {"levels": np.zeros(3, dtype=int)}, "columns: expected"),
     "a block": (
         {name: array[np.newaxis] for name, array in step().items()},
-        "levels: expected shape (N,), N at least 1, got shape (1, 2)",
+        "levels: expected shape (N,), N at least 1",
     ),
     "NaN": ({"values": np.array([np.nan, 0.0])}, "values: expected finite numbers"),
     "a level outside": (
