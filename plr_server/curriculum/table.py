@@ -68,6 +68,8 @@ class LevelTable:
         indices: list[int] = []  # of the scores that wait to be applied: all up to the next eviction, at once
         waiting: list[float] = []
 
+        lowest: int | None = None  # where P_replay is lowest, as long as nothing has changed
+
         def apply_waiting() -> None:
             self._apply(np.array(indices, dtype=np.int64), np.array(waiting), alpha)
             indices.clear()
@@ -88,8 +90,9 @@ class LevelTable:
                 if space.num_entered < len(space):
                     index = enter(level, space.num_entered)
                 else:
-                    apply_waiting()
-                    lowest = self._sampler.lowest()
+                    if lowest is None:
+                        apply_waiting()
+                        lowest = self._sampler.lowest()
                     if score > self._sampler.scores[lowest]:
                         self._sampler.forget(np.array([lowest]))
                         index = enter(level, lowest)
@@ -101,6 +104,7 @@ class LevelTable:
             else:
                 indices.append(index)
                 waiting.append(score)
+                lowest = None
         apply_waiting()
 
     def _apply(self, indices: Ints, scores: Floats, alpha: float) -> None:

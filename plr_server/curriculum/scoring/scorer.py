@@ -27,6 +27,7 @@ from plr_server.curriculum.scoring.stitching import OpenEpisodes, Stitched
 from plr_server.curriculum.scoring.strategies import FUNCTION, Strategy, strategy_named
 
 MAX_OPEN_NUMBERS = 2**26  # floats of open episodes, of all sources: half a GiB
+MAX_ENTERING = 2**14  # levels of one push that may take others' places in an open table, at 0.3 to 0.6 ms each
 NOT_IN_TABLE = -1  # the index of a level that has none
 
 IndicesOf = Callable[[Ints], Ints]  # ids (m,) to indices (m,), NOT_IN_TABLE for none; raises LevelOutsideSpace
@@ -121,6 +122,9 @@ class Scorer:
         finished_only = self._stitches or strategy.per_window is not None
         in_order = _in_order(rollout.columns[episodes.column], episodes.stop, episodes.finished, only=finished_only)
         reserved = np.unique(episodes.level[indices == NOT_IN_TABLE])
+        if len(reserved) > MAX_ENTERING:
+            expected = f"at most {MAX_ENTERING} levels outside the table in one push"
+            raise InvalidInput("levels", expected, f"{len(reserved)}")
         past = None
         if self.history is not None:
             self.history.reserve(len(reserved))
