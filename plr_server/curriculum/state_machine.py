@@ -369,8 +369,7 @@ class Curriculum:
     def _score(
         self, levels: Iterable[int], scores: NDArray[np.float64], alpha: float, past: Mapping[int, int] = NOBODY
     ) -> None:
-        history = self._scorer.history
-        self._table.apply(levels, scores, alpha, replace_past=None if history is None else history.replace, past=past)
+        self._table.apply(levels, scores, alpha, replace_past=self._scorer.replace_past, past=past)
 
     def _became_seen(self, indices: NDArray[np.int64]) -> None:
         if self._open_space is None:

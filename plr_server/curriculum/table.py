@@ -43,7 +43,7 @@ class LevelTable:
         scores: Floats,
         alpha: float,
         *,
-        replace_past: Callable[[int, int | None], None] | None = None,
+        replace_past: Callable[[int, int | None], None],
         past: Mapping[int, int] = NOBODY,
     ) -> None:
         """Sets score <- (1 - alpha) old + alpha new for each in order; a level's first score is taken as it is.
@@ -56,56 +56,60 @@ class LevelTable:
             levels: (m,) ids, which are asked for one by one.
             scores: (m,).
             alpha: the weight of a new score.
-            replace_past: called with an index and where the past of the level that enters there stands, None for
-                nowhere.
+            replace_past: called with an index and where the past of the level that enters there stands, or None.
             past: of an open space, the indices beyond the table at which the past of levels outside it stands.
         """
-        if not isinstance(self._space, OpenSpace):
-            ids = np.fromiter(levels, np.int64, len(scores))
-            self._apply(self._space.indices(ids), scores, alpha)
-            return
-        space = self._space
+        if isinstance(self._space, OpenSpace):
+            self._apply_open(
+                self._space, levels, scores, alpha, lambda index, level: replace_past(index, past.get(level))
+            )
+        else:
+            self._apply(self._space.indices(np.fromiter(levels, np.int64, len(scores))), scores, alpha)
+
+    def _apply_open(
+        self,
+        space: OpenSpace,
+        levels: Iterable[int],
+        scores: Floats,
+        alpha: float,
+        entering: Callable[[int, int], None],
+    ) -> None:
+        """Does so for an open space; `entering` is called with the index and the id of a level that comes in."""
         indices: list[int] = []  # of the scores that wait to be applied: all up to the next eviction, at once
         waiting: list[float] = []
-
         lowest: int | None = None  # where P_replay is lowest, as long as nothing has changed
-
-        def apply_waiting() -> None:
-            self._apply(np.array(indices, dtype=np.int64), np.array(waiting), alpha)
-            indices.clear()
-            waiting.clear()
-
-        def enter(level: int, index: int) -> int:
-            if replace_past is not None:
-                replace_past(index, past.get(level))
-            # Staleness counts from the last draw, or from now where there is none.
-            self._sampler.place(index, space.drawn_at(level, self._sampler.draws))
-            space.enter(level, index)
-            self.entered += 1
-            return index
-
         for level, score in zip(levels, scores.tolist(), strict=True):
             index = space.index_of(level)
             if index == NOT_IN_TABLE and space.is_kept(level):
                 if space.num_entered < len(space):
-                    index = enter(level, space.num_entered)
+                    index = space.num_entered
                 else:
                     if lowest is None:
-                        apply_waiting()
+                        self._apply(np.array(indices, dtype=np.int64), np.array(waiting), alpha)
+                        indices, waiting = [], []
                         lowest = self._sampler.lowest()
-                    if score > self._sampler.scores[lowest]:
-                        self._sampler.forget(np.array([lowest]))
-                        index = enter(level, lowest)
-                        self.evicted += 1
-                    else:
-                        space.leave(level)
+                    index = lowest if score > self._sampler.scores[lowest] else NOT_IN_TABLE
+                if index == NOT_IN_TABLE:
+                    space.leave(level)
+                else:
+                    self._enter(space, level, index, entering)
             if index == NOT_IN_TABLE:
                 self.rejected += 1
             else:
                 indices.append(index)
                 waiting.append(score)
                 lowest = None
-        apply_waiting()
+        self._apply(np.array(indices, dtype=np.int64), np.array(waiting), alpha)
+
+    def _enter(self, space: OpenSpace, level: int, index: int, entering: Callable[[int, int], None]) -> None:
+        if index < space.num_entered:
+            self._sampler.forget(np.array([index]))
+            self.evicted += 1
+        entering(index, level)
+        # Staleness counts from the last draw, or from now where there is none.
+        self._sampler.place(index, space.drawn_at(level, self._sampler.draws))
+        space.enter(level, index)
+        self.entered += 1
 
     def _apply(self, indices: Ints, scores: Floats, alpha: float) -> None:
         if not len(indices):

@@ -26,7 +26,7 @@ def test_scores_apply_in_order_and_each_level_is_first_seen_once(alpha):
     table = LevelTable(RangeSpace(range(100, 120)), sampler, lambda indices: told.extend(indices.tolist()))
     for _ in range(30):
         levels, scores = rng.integers(100, 120, 7), rng.normal(size=7)
-        table.apply(levels.tolist(), scores, alpha)
+        table.apply(levels.tolist(), scores, alpha, replace_past=lambda *_: None)
         for level, score in zip(levels.tolist(), scores.tolist(), strict=True):
             plain[level] = score if level not in plain else (1 - alpha) * plain[level] + alpha * score
         assert {100 + i: sampler.scores[i] for i in np.flatnonzero(sampler.seen)} == pytest.approx(plain, rel=1e-12)

@@ -176,6 +176,11 @@ class Scorer:
                 max(self._open.values(), key=lambda each: each.numbers).give_up_first()
                 self.forgotten += 1
 
+    def replace_past(self, index: int, by: int | None) -> None:
+        """Gives a level's place to another one, whose past stands at the index `by`, or nowhere."""
+        if self.history is not None:
+            self.history.replace(index, by)
+
     def forget_reserved(self) -> None:
         """Drops what is remembered of levels that did not enter the table."""
         if self.history is not None:
