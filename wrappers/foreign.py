@@ -164,10 +164,10 @@ def replay_fields(schedule: str, rho: float, replay_prob: float) -> dict[str, An
     """
     if not isinstance(schedule, str) or schedule not in {"fixed", "proportionate"}:
         raise InvalidInput("replay_schedule", "fixed or proportionate", f"{schedule!r:.80}")
-    rho, replay_prob = share("rho", rho), share("replay_prob", replay_prob)
+    rho = share("rho", rho)
     if schedule == "proportionate" and rho:
-        if rho < replay_prob:
-            least = "1" if replay_prob == 1 else f"replay_prob, {replay_prob:g}, or more,"
+        if rho < 1.0 and rho < (cap := share("replay_prob", replay_prob)):
+            least = "1" if cap == 1.0 else f"replay_prob, {cap:g}, or more,"
             expected = f"0 or {least} under the schedule proportionate (replay_schedule='fixed' takes any from 0 to 1)"
             raise InvalidInput("rho", expected, repr(rho))
         schedule = "fixed"  # once rho is seen, min(seen share, replay_prob) is replay_prob: the schedules agree

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 VALUE_STRATEGIES = ("gae", "value_l1", "one_step_td_error")
 POLICY_STRATEGIES = ("policy_entropy", "least_confidence", "min_margin")
 BASELINES = ("random", "sequential")
+OF_ADVANTAGES = ("gae", "value_l1", "signed_value_loss", "positive_value_loss")
 
-_OF_ADVANTAGES = ("gae", "value_l1", "signed_value_loss", "positive_value_loss")
 _WORDS = {"levels": "seeds", "transform": "score_transform", "min_fill_ratio": "rho"}  # of `Config`, in level-replay's
 
 
@@ -119,7 +119,7 @@ class LevelSampler(SeedTable):
                 alpha=alpha,
                 staleness_coef=staleness_coef,
                 staleness_temperature=staleness_temperature,
-                gamma=0.0 if strategy in _OF_ADVANTAGES else gamma,
+                gamma=0.0 if strategy in OF_ADVANTAGES else gamma,
                 seed=drawn_seed() if seed is None else seed,
                 **replay_fields(replay_schedule, rho, 1.0 - share("nu", nu) if replay_schedule == "fixed" else 1.0),
             )
@@ -144,7 +144,7 @@ class LevelSampler(SeedTable):
         if isinstance(at, str):
             address = at
         else:
-            self._gamma_is_0 = strategy in _OF_ADVANTAGES
+            self._gamma_is_0 = strategy in OF_ADVANTAGES
             address, self._stop = own_server(self, at)
         trainer = Trainer(address, curriculum=curriculum)
         if self._stop is None and (daemons := trainer.stats()["strategy"]) != strategy:
@@ -222,7 +222,9 @@ class LevelSampler(SeedTable):
         if self.strategy in BASELINES:
             return
         steps, envs = np.shape(_field(rollouts, self._SEEDS))[:2]
-        columns = np.arange(envs) if env is None else np.array([env])
+        if env is not None and not 0 <= env < envs:
+            raise InvalidInput("actor_id", f"0 to {envs - 1}", repr(env))
+        columns = np.arange(envs) if env is None else np.array([int(env)])
 
         def read(name: str, *shape: int) -> NDArray[Any]:
             whole = host_array(name, _field(rollouts, name), shape)

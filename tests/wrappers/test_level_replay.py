@@ -13,7 +13,6 @@ from level_replay_loop import (
     GAE_LAMBDA,
     GAMMA,
     PAPER,
-    SCORES,
     SEEDS,
     SPACES,
     STEPS,
@@ -25,11 +24,11 @@ from level_replay_loop import (
 
 from plr_client import ConfigError, InvalidInput, LevelOutsideSpace, ServerUnreachable, Trainer
 from plr_server import Config, launch
-from wrappers.level_replay import LevelSampler
+from wrappers.level_replay import POLICY_STRATEGIES, VALUE_STRATEGIES, LevelSampler
 
 
 @pytest.mark.parametrize("tells_next", [False, True])
-@pytest.mark.parametrize("strategy", SCORES)
+@pytest.mark.parametrize("strategy", [*VALUE_STRATEGIES, *POLICY_STRATEGIES])
 def test_its_train_loop_scores_what_was_played(strategy, tells_next):
     train_and_check(strategy, Rollouts(), tells_next=tells_next)
 
