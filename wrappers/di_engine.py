@@ -68,7 +68,6 @@ class LevelSampler(SeedTable):
 
     Attributes:
         config: DI-engine's keys and defaults; of the class, and of a class of yours that derives from it.
-        cfg: the section, filled up with `config`; as given where there is an address.
         seeds: (n,) int64.
         seed2index: the index of each seed, in `seeds` and in all arrays of one number a seed.
         address: where the server listens, for `plr_client.Trainer(address).stats()` and so on.
@@ -116,21 +115,21 @@ class LevelSampler(SeedTable):
         if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() > MAX_SEED:
             expected = f"a list of ints from 0 to {MAX_SEED}, because DI-engine's rows carry them as float32"
             raise InvalidInput("seeds", expected, f"{seeds!r:.80}")
-        self.cfg = _checked(cfg, self.config)
+        section = _checked(cfg, self.config)
         self._known = frozenset(ids.tolist())
-        self._strategy: str = self.cfg["strategy"]
-        self._decay = _decay(self.cfg)
+        self._strategy: str = section["strategy"]
+        self._decay = _decay(section)
         self._in_turn: itertools.cycle[int] = itertools.cycle(ids.tolist())
         self._slots = itertools.cycle(range(_positive(num_actors)))
-        seed = drawn_seed() if self.cfg.get("seed") is None else self.cfg["seed"]
+        seed = drawn_seed() if section.get("seed") is None else section["seed"]
         with contextlib.ExitStack() as resources:
-            if "address" in self.cfg:
-                self.address: str = self.cfg["address"]
+            if "address" in section:
+                self.address: str = section["address"]
             else:
-                self.address, stop = own_server(self, _config(self.cfg | {"seed": seed}, ids.tolist()))
+                self.address, stop = own_server(self, _config(section | {"seed": seed}, ids.tolist()))
                 resources.callback(stop)
             self._rng = np.random.default_rng(seed)
-            curriculum = self.cfg.get("curriculum", DEFAULT_CURRICULUM)
+            curriculum = section.get("curriculum", DEFAULT_CURRICULUM)
             trainer = resources.enter_context(Trainer(self.address, curriculum=curriculum))
             self._client = resources.enter_context(LevelClient(self.address, curriculum=curriculum))
             if (at_server := trainer.stats()["strategy"]) != self._strategy:

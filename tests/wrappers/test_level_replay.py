@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections import defaultdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -241,6 +243,15 @@ def test_a_bad_rollout_is_refused_whole(change, error, match):
 def test_what_is_not_here_says_what_to_do_instead(arguments, error, match):
     with pytest.raises(error, match=match):
         LevelSampler(**{"seeds": SEEDS, "strategy": "value_l1"} | arguments)
+
+
+def test_what_the_page_shows_runs():
+    page = (Path(__file__).parents[2] / "docs/level_replay.md").read_text()
+    code = re.search(r"```python\n(import types.*?)```", page, re.DOTALL).group(1)
+    scope = {}
+    exec(compile(code.replace("sampler.close()", ""), "docs/level_replay.md", "exec"), scope)  # noqa: S102  our own
+    assert scope["sampler"].unseen_seed_weights.sum() == 196
+    scope["sampler"].close()
 
 
 def test_the_server_ends_with_the_sampler():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import importlib.util
 import multiprocessing
 import os
 import pickle
+import re
+import textwrap
 from collections import defaultdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import faults
@@ -743,6 +747,21 @@ def test_without_ray_its_names_say_what_is_missing(shared):
         make_ray_curriculum(shared)
     with pytest.raises(MissingDependency, match="ray"):
         RaySyncWrapper(LevelTasks(LevelEnv()))
+
+
+def test_what_the_page_shows_runs():
+    """The whole script, with the lines on evaluation put in at its end."""
+    page = (Path(__file__).parents[2] / "docs/syllabus.md").read_text()
+    script, evaluation = (
+        re.search(rf"```python\n({begin}.*?)```", page, re.DOTALL).group(1)
+        for begin in ("import gymnasium[^`]*make_multiprocessing_curriculum", "evaluation = ")
+    )
+    told = "print(curriculum._trainer.stats(), evaluation.sample(3), sep='; ')"
+    more = f"{evaluation}eval_envs.reset()\n{told}\neval_envs.close()\n"
+    script = script.replace("    curriculum.stop()\n", textwrap.indent(more, "    ") + "    curriculum.stop()\n")
+    stats, in_turn = map(ast.literal_eval, faults.run_script(script).split("; "))
+    assert stats["steps"] >= 4 * (512 - 128)  # of them some only reset an env
+    assert in_turn == [4, 5, 6]
 
 
 class GoalEnv(TaskWrapper):
