@@ -1,7 +1,8 @@
 """The curriculum server on a Ray cluster: a detached actor runs it, and every node finds it by name.
 
 May be imported by users; imports ray, and plr_server only where the server runs. It never touches the curriculum: the
-clients talk to the server over tcp as they do elsewhere, and Ray only says where it is.
+clients talk to the server over tcp as they do elsewhere, and Ray only says where it is. `make_known` and `known` are
+for `wrappers.syllabus` alone.
 """
 
 from __future__ import annotations
