@@ -463,6 +463,7 @@ def test_bad_functions_change_nothing(case):
     curriculum.update(**episode([1.0, 1.0], [1, 0]))
     before = frozen(curriculum)
     made = Dispatcher({"default": curriculum}, max_frame_bytes=1 << 20, allow_pickle=True)
+    faults.begin(made, faults.SESSION)
     error = ask(made, arrays, **({} if python is None else {"python": python})).error
     assert type(error) is kind
     assert message in str(error)
@@ -472,6 +473,7 @@ def test_bad_functions_change_nothing(case):
 def test_a_function_sent_again_is_set_once():
     curriculum = Curriculum(Config(levels=range(NUM_LEVELS)))
     made = Dispatcher({"default": curriculum}, max_frame_bytes=1 << 20, allow_pickle=True)
+    faults.begin(made, faults.SESSION)
     frames = faults.request("set_score_function", {"function": GOOD}, args={"python": PYTHON})
     first = made.answer(b"\x01peer", [bytes(frame) for frame in frames])
     curriculum.update(**episode([1.0], [0]))  # under way
