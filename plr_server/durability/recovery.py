@@ -152,7 +152,9 @@ def _chain(paths: list[Path], epoch: int, begin: Link, damaged: dict[Path, State
             break
         segments.append(segment)
         end = segment.last.link
-        if _judge(segment, synced=synced, is_last=number == len(read) - 1, damaged=damaged):
+        after = read[number + 1][1] if number + 1 < len(read) else None  # begun once this one was on the disk
+        upto = synced if after is None else after.first.sequence
+        if _judge(segment, synced=upto, is_last=number == len(read) - 1, damaged=damaged):
             break
     return segments, end
 

@@ -1,6 +1,6 @@
 """Snapshots: a state in one file, all of it or none.
 
-    magic 8s  format u32  0 u32  length u64  digest 16s (BLAKE2b of the body)  body (`values.pack`)
+    magic 8s  format u64  length u64  digest 16s (BLAKE2b of all that is not the digest)  body (`values.pack`)
 
 Used by the state folder. To read one runs no code: a score function in it stays bytes.
 """
@@ -18,7 +18,7 @@ from plr_server.durability.values import DIGEST_BYTES, Buffers, digest, num_byte
 MAGIC = b"PLRstate"
 FORMAT = 1
 
-_HEADER = struct.Struct(f"<8sIIQ{DIGEST_BYTES}s")
+_HEADER = struct.Struct("<8sQQ")
 
 
 def write_snapshot(path: Path, body: Buffers) -> None:
@@ -31,7 +31,8 @@ def write_snapshot(path: Path, body: Buffers) -> None:
     Raises:
         OSError: it cannot be written; what was there is there still.
     """
-    os.close(create(path, [_HEADER.pack(MAGIC, FORMAT, 0, num_bytes(body), digest(body)), *body]))
+    header = _HEADER.pack(MAGIC, FORMAT, num_bytes(body))
+    os.close(create(path, [header, digest([header, *body]), *body]))
 
 
 def read_snapshot(path: Path) -> Any:
@@ -42,14 +43,15 @@ def read_snapshot(path: Path) -> Any:
         OSError: it cannot be read.
     """
     data = memoryview(path.read_bytes())
-    if len(data) < _HEADER.size:
-        raise ValueError(f"expected a header of {_HEADER.size} bytes, got {len(data)}")
-    magic, version, _, length, digested = _HEADER.unpack_from(data)
+    begin = _HEADER.size + DIGEST_BYTES
+    if len(data) < begin:
+        raise ValueError(f"expected a header of {begin} bytes, got {len(data)}")
+    header, digested, body = data[: _HEADER.size], data[_HEADER.size : begin], data[begin:]
+    magic, version, length = _HEADER.unpack(header)
     if magic != MAGIC or version != FORMAT:
         raise ValueError(f"expected a snapshot of format {FORMAT}, got another file")
-    body = data[_HEADER.size :]
     if len(body) != length:
         raise ValueError(f"expected {length} bytes after the header, got {len(body)}")
-    if digest([body]) != digested:
+    if digest([header, body]) != digested:
         raise ValueError("expected the bytes that were written, got others: the checksum is wrong")
     return unpack(body)

@@ -85,7 +85,9 @@ def test_every_truncation_is_a_tear_after_the_records_that_are_whole():
 def test_a_tail_of_garbage_or_zeros_is_a_tear(seed):
     rng = random.Random(seed)
     length = rng.randrange(SEGMENT.ends[0], len(SEGMENT.data) + 1)
-    data = SEGMENT.data[:length] + (rng.randbytes(rng.randrange(1, 2000)) if seed % 2 else bytes(rng.randrange(1, 2000)))
+    data = SEGMENT.data[:length] + (
+        rng.randbytes(rng.randrange(1, 2000)) if seed % 2 else bytes(rng.randrange(1, 2000))
+    )
     records, tail = read(data)
     assert [record.link for record in records] == SEGMENT.links[: SEGMENT.whole(length)]
     assert tail.damage is None
