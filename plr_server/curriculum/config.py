@@ -16,7 +16,7 @@ import numpy as np
 
 from plr_client.errors import ConfigError
 from plr_client.protocol import DEFAULT_CURRICULUM
-from plr_server.curriculum.sampling.sampler import TRANSFORMS
+from plr_server.curriculum.sampling.transforms import TRANSFORMS
 from plr_server.curriculum.scoring.scores import STRATEGIES
 
 REPLAY_SCHEDULES = ("proportionate", "fixed")
