@@ -1,9 +1,9 @@
 """The curriculum: the deterministic core. Commands in, results out; no IO, no clock, no threads, no log.
 
-config decides how it behaves; state_machine is the whole. assigner decides what each env slot plays next, in_flight
-knows who plays what. scoring/ turns rollouts into scores, sampling/ draws levels
-from scores, spaces/ says which levels there are. Imports plr_client alone (its errors and what both ends call things);
-nothing here imports zmq, socket, os, time, threading or logging, which the linter sees to.
+config decides how it behaves; state_machine is the whole. scoring/ turns rollouts into scores; assigner decides what
+each env slot plays next, and in_flight knows who plays what; sampling/ draws levels from scores, spaces/ says which
+levels there are. Imports plr_client alone (its errors and what both ends call things); nothing here imports zmq,
+socket, os, time, threading or logging, which the linter sees to.
 """
 
 from plr_server.curriculum.config import Config

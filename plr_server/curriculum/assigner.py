@@ -47,6 +47,7 @@ class Assigner:
     ) -> None:
         self._config, self._space, self._sampler, self._rng = config, space, sampler, rng
         self._num_levels, self._cap = len(space), cap_of(config)
+        self._baseline = config.strategy if config.strategy in BASELINES else None
         self._open_space = space if isinstance(space, OpenSpace) else None
         self._seeds = space if isinstance(space, UnboundedSpace) else None  # of which there is always an unseen one
         if isinstance(space, PayloadSpace):
@@ -88,7 +89,7 @@ class Assigner:
 
     def _update(self, levels: Iterable[int]) -> None:
         """Sees to it that levels are drawn as suits how many slots play them now."""
-        if not self._cap and not self._unseen.every:
+        if not (self._cap or self._unseen.every):
             return
         num_slots = self.in_flight.num_slots
         for level in levels:
@@ -101,7 +102,8 @@ class Assigner:
     def _assign(self, holder: str, slots: Sequence[int]) -> tuple[list[int], list[bool]]:
         """Does as `assign`, once the slots play nothing; with a cap, for one slot."""
         picks, new_levels = self._picks(len(slots))
-        indices = self._sampler.draw(self._rng, picks, only_drawable=self._sampler.num_drawable > 0)
+        only_drawable = not self._cap or self._sampler.num_drawable > 0
+        indices = self._sampler.draw(self._rng, picks, only_drawable=only_drawable)
         if new_levels:
             new = iter(new_levels)
             levels = [next(new) if index == OUTSIDE else self._space.id_of(index) for index in indices]
@@ -110,7 +112,7 @@ class Assigner:
         else:
             levels = self._space.ids(np.array(indices, dtype=np.int64)).tolist()
         self.in_flight.begin(holder, slots, levels)
-        if self._config.strategy in BASELINES:
+        if self._baseline is not None:
             return levels, [bool(self._sampler.seen[index]) for index in indices]
         return levels, [pick == REPLAY for pick in picks]
 
@@ -120,14 +122,12 @@ class Assigner:
         Returns:
             What `Sampler.draw` takes, and the ids of the new levels of an open space, which are OUTSIDE to the sampler.
         """
-        rng, total, draws = self._rng, self._num_levels, self._sampler.draws
-        if self._config.strategy == "random":
-            return [int(rng.random() * total) for _ in range(k)], []
-        if self._config.strategy == "sequential":
-            return [place % total for place in range(draws, draws + k)], []
+        if self._baseline is not None:
+            return self._baseline_picks(k), []
         replay_prob = self._replay_prob()
         if replay_prob >= 1.0:
             return [REPLAY] * k, []
+        rng, draws = self._rng, self._sampler.draws
         picks: list[int] = []
         new_levels: list[int] = []
         new_seeds: set[int] = set()  # of these k
@@ -144,6 +144,12 @@ class Assigner:
                 new_levels.append(level)
                 self._open_space.drawn(level, draws + place + 1)
         return picks, new_levels
+
+    def _baseline_picks(self, k: int) -> list[int]:
+        total, draws = self._num_levels, self._sampler.draws
+        if self._baseline == "random":
+            return [int(self._rng.random() * total) for _ in range(k)]
+        return [place % total for place in range(draws, draws + k)]
 
     def _new_seed(self, seeds: UnboundedSpace, new_seeds: set[int]) -> int:
         """Returns a seed that is not in the table, not in flight, and none of `new_seeds`, where it is put."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import repeat
 
 
 class InFlight:
@@ -28,10 +27,12 @@ class InFlight:
 
     def begin(self, holder: str, slots: Sequence[int], levels: Sequence[int]) -> None:
         """Notes which levels slots play from now on; what they played before must have ended."""
-        self._held.setdefault(holder, {}).update(zip(slots, levels, strict=True))
-        if len(levels) == 1:  # the fast way
-            self.num_slots[levels[0]] = self.num_slots.get(levels[0], 0) + 1
+        held = self._held.setdefault(holder, {})
+        if len(levels) == 1:  # the fast way for one
+            held[slots[0]] = level = levels[0]
+            self.num_slots[level] = self.num_slots.get(level, 0) + 1
         else:
+            held.update(zip(slots, levels, strict=True))
             self.num_slots.update(levels)
 
     def end(self, holder: str, slots: Iterable[int]) -> Iterable[int]:
@@ -43,20 +44,19 @@ class InFlight:
         held = self._held.get(holder)
         if not held:
             return ()
-        return self._fewer([level for level in map(held.pop, slots, repeat(None)) if level is not None])
+        return self._fewer([held.pop(slot) for slot in slots if slot in held])
 
     def release(self, holder: str) -> Iterable[int]:
         """Notes that a holder is gone; returns as `end` does for all of its slots."""
         return self._fewer(list(self._held.pop(holder, {}).values()))
 
     def _fewer(self, ended: Sequence[int]) -> Iterable[int]:
-        ended_of = Counter(ended) if len(ended) > 1 else dict.fromkeys(ended, 1)
+        ended_of = Counter(ended) if len(ended) > 1 else dict.fromkeys(ended, 1)  # the fast way for one
+        num_slots = self.num_slots
         for level, num in ended_of.items():
-            left = self.num_slots[level] - num
+            left = num_slots.pop(level) - num
             if left:
-                self.num_slots[level] = left
-            else:
-                del self.num_slots[level]
+                num_slots[level] = left
         return ended_of
 
     def holds(self, holder: str) -> bool:

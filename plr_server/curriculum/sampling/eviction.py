@@ -35,9 +35,10 @@ class EvictionOrder(KeyOrder):
         super().__init__()
 
     def touch(self, key: float, index: int) -> None:
-        """Notes that a level that is in has just been drawn, later than every other."""
-        block = self._block_of(key, index)
-        self._latest[block], self._latest_index[block] = self._last_drawn[index], index
+        """Notes that a level that is in was drawn lately: no other later, but for those this is called for as well."""
+        block, last_drawn = self._block_of(key, index), self._last_drawn[index]
+        if last_drawn > self._latest[block]:
+            self._latest[block], self._latest_index[block] = last_drawn, index
 
     def lowest(self, p_replay: PReplay) -> int:
         """Returns the level that goes first by P_replay, P_S, value (minus its key), last_drawn and index.

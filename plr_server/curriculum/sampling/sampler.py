@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import count
-from operator import itemgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -215,8 +214,10 @@ class Sampler:
                     index = candidates.by_staleness.draw(uniform, self.draws)
                 else:
                     index = candidates.draw_by_score(uniform)
-            self._count((index,))
             drawn.append(index)
+            self.draws += 1
+            if index != OUTSIDE:
+                self._set_last_drawn(index, self.draws)
         return drawn
 
     def _draw_many(
@@ -241,16 +242,17 @@ class Sampler:
         """Counts levels as drawn one after the other."""
         last = dict(zip(drawn, count(self.draws + 1)))
         self.draws += len(drawn)
-        last.pop(OUTSIDE, None)
-        self._all.by_staleness.drawn(last)
-        if self._drawable is not self._all:
-            self._drawable.by_staleness.drawn(last)
         for index, at in last.items():
-            self._last_drawn_view[index] = at
-        if self._evictions is not None:
-            for index, _ in sorted(last.items(), key=itemgetter(1)):
-                if self.seen[index]:
-                    self._evictions.touch(self._keys(self._scores[index : index + 1]).item(), index)
+            if index != OUTSIDE:
+                self._set_last_drawn(index, at)
+
+    def _set_last_drawn(self, index: int, at: int) -> None:
+        self._all.by_staleness.drawn(index, at)
+        if self._drawable is not self._all:
+            self._drawable.by_staleness.drawn(index, at)
+        self._last_drawn_view[index] = at
+        if self._evictions is not None and self.seen[index]:
+            self._evictions.touch(self._keys(self._scores[index : index + 1]).item(), index)
 
     def weights(self) -> Floats:
         """Returns (N,) P_replay, drawable or not: 0 where unseen, 0 everywhere while nothing is seen."""

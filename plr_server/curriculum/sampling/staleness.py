@@ -5,7 +5,7 @@ Used by the sampler, which counts the draws and keeps what is told here. Pure: n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,13 +91,10 @@ class Staleness:
         if self._has_sums:
             self._add_to_sums(index, sign * self._last_drawn[index])
 
-    def drawn(self, last: Mapping[int, int]) -> None:
-        """Notes that the C_i of levels, in the set or not, grow to these, before they do."""
-        if self._has_sums:
-            inside, last_drawn = self._inside, self._last_drawn
-            for index, at in last.items():
-                if inside[index]:
-                    self._add_to_sums(index, at - last_drawn[index])
+    def drawn(self, index: int, at: int) -> None:
+        """Notes that the C_i of a level, in the set or not, grows to `at`, before it does."""
+        if self._has_sums and self._inside[index]:
+            self._add_to_sums(index, at - self._last_drawn[index])
 
     def _add_to_sums(self, index: int, by: int) -> None:
         self._sum += by
