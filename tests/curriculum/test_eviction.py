@@ -105,6 +105,38 @@ def test_it_is_the_lowest_of_all(transform, temperature, staleness_coef, stalene
         assert restored.lowest() == sampler.lowest()
 
 
+@pytest.mark.parametrize("staleness_coef", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("transform", "temperature", "scores", "lowest"),
+    [
+        ("softmax", 0.1, [100.0, 20.0, 1.0, 3.0, 2.0], 2),
+        ("rank", 0.001, [100.0, 20.0, 1.0, 3.0, 2.0], 2),
+        ("power", 0.001, [100.0, 20.0, 1.0, 3.0, 2.0], 2),
+        ("power", 0.1, [1.0, -1.0, -3.0, -2.0, 0.0], 2),  # all but one weigh nothing
+        ("match", 0.1, [0.5, 2.0, 3.0, 2.5, 1.0], 2),
+        ("max", 0.1, [100.0, 20.0, 1.0, 3.0, 2.0], 2),
+        ("constant", 0.1, [100.0, 20.0, 1.0, 3.0, 2.0], 2),
+        ("softmax", 0.1, [100.0, 1.0, 1.0, 1.0, 2.0], 3),  # of the lowest, the one drawn last
+    ],
+)
+def test_where_p_s_vanishes_the_lower_value_goes(transform, temperature, scores, lowest, staleness_coef):
+    config = {"transform": transform, "temperature": temperature, "staleness_coef": staleness_coef}
+    sampler = Sampler(5, **config, staleness_temperature=1.0, eps=0.05, evicts=True)
+    sampler.set_scores(np.arange(5), np.array(scores))
+    if lowest == 3:
+        sampler.draw(np.random.default_rng(0), [0, 4, 1, 2, 3])
+    assert sampler.lowest() == lowest
+
+
+def test_a_level_drawn_twice_in_a_batch_was_drawn_the_second_time():
+    config = {"transform": "rank", "temperature": 0.7, "staleness_coef": 1.0, "staleness_temperature": 1.0, "eps": 0.05}
+    sampler = Sampler(8, **config, evicts=True)
+    sampler.set_scores(np.arange(8), np.arange(8, 0, -1.0))  # two blocks
+    sampler.lowest()
+    sampler.draw(np.random.default_rng(0), [0, 1, 4, 0])
+    assert sampler.lowest() == 0
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("alike", ["scores", "staleness", "both"])
 def test_many_ties_are_broken_by_index_without_opening_every_block(transform, alike):
