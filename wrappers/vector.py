@@ -450,11 +450,10 @@ class _Columns:
     def chosen(self, rows: NDArray[np.void]) -> NDArray[np.int64]:
         """Returns (N,) the names to push `rows` (T, N) under."""
         names = self._names.copy()
-        levels = rows["levels"][rows["valid"].argmax(0), np.arange(len(names))]
         for n in self._to_choose(rows):
-            held = self._held(n)
+            begins, held = rows["levels"][rows["valid"][:, n].argmax(), n], self._held(n)
             new = next(name for name in itertools.count(n, len(names)) if name not in held)
-            names[n] = next((name for name, level in held.items() if level != levels[n]), new)
+            names[n] = next((name for name, level in held.items() if level != begins), new)
         return names
 
     def pushed(self, rows: NDArray[np.void], names: NDArray[np.int64]) -> None:
