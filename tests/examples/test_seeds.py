@@ -1,0 +1,28 @@
+"""The examples hand the run's seed to the curriculum: otherwise ten seeds are ten runs on one stream of levels."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DRAW_NOTHING = {"ada_fitness.py"}  # it plays each level once, and only asks for the weights
+
+
+def calls(path: Path, name: str) -> list[ast.Call]:
+    """Returns the calls of `name` in a file."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", None) == name]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_the_runs_seed_is_the_curriculums(path: Path) -> None:
+    for config in calls(path, "Config"):
+        seeds = [ast.unparse(keyword.value) for keyword in config.keywords if keyword.arg == "seed"]
+        assert path.name in DRAW_NOTHING or seeds in (["seed"], ["args.seed"])
+
+
+def test_there_are_such_examples() -> None:
+    assert sum(bool(calls(path, "Config")) for path in EXAMPLES.glob("*.py")) > 6
