@@ -2,7 +2,7 @@
 
 A segment is a series of records. A record is a header of HEADER_BYTES and a payload, little-endian:
 
-    magic 4s  format u8  kind u8  0 u16  length u32  sequence u64  synced u64  previous u32  crc u32
+    magic 4s  format u8  kind u8  0 u16  length u64  sequence u64  synced u64  previous u32  crc u32
 
 sequence: the number of commands up to and with this record. synced: up to which command all were known to be on the
 disk when it was written. previous: the crc of the record before, in the segment before where this one is the first: a
@@ -32,9 +32,8 @@ from plr_server.durability.values import num_bytes
 
 MAGIC = b"PLRj"
 FORMAT = 1
-MAX_LENGTH = 2**32 - 1
 
-_HEADER = struct.Struct("<4sBBHIQQI")
+_HEADER = struct.Struct("<4sBBHQQQI")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CRC.size
 
@@ -124,7 +123,7 @@ def encode(kind: Kind, after: Link, synced: int, payload: Sequence[Any], salt: i
         kind: what it is.
         after: the record before.
         synced: up to which command all are known to be on the disk.
-        payload: buffers, to be written after the header; at most MAX_LENGTH bytes together.
+        payload: buffers, to be written after the header.
         salt: the segment's.
     """
     sequence = after.sequence + (kind in _COMMANDS)

@@ -100,6 +100,29 @@ class History:
         for segment in self.segments:
             yield from segment.records()
 
+    def report(self) -> dict[str, Any]:
+        """Returns what is there, for people and for JSON."""
+        return {
+            "epoch": self.epoch,
+            "snapshot": f"of the state after {self.begin.sequence} commands" if self.state is not None else "none",
+            "commands": self.end.sequence,
+            "journals": [
+                {
+                    "file": segment.path.name,
+                    "after": segment.first.sequence,
+                    "commands": segment.num_commands,
+                    "known_on_disk": segment.synced,
+                    "bytes": len(segment.data),
+                    "torn_bytes": 0 if segment.tail is None else segment.tail.num_bytes,
+                    "config": segment.origin.config,
+                    "numpy": segment.origin.numpy,
+                    "cpu": ",".join(segment.origin.cpu),
+                }
+                for segment in self.segments
+            ],
+            "damage": [str(error) for error in self.damaged.values()],
+        }
+
 
 def read_history(folder: Path) -> History:
     """Reads a state folder, whether whole, torn or damaged.

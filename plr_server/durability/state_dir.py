@@ -59,6 +59,8 @@ class StateDir:
         history: what the folder held.
         epoch: names the state; it stays as long as nothing is lost.
         sequence: how many commands the state has seen.
+        accept_loss: as given.
+        holds_replies: replies have to wait for `commit`.
 
     Raises:
         ConfigError: there is no such way to sync.
@@ -71,6 +73,8 @@ class StateDir:
         if fsync not in FSYNC:
             raise ConfigError("fsync", f"one of {', '.join(FSYNC)}", repr(fsync))
         self._path, self._fsync = path, fsync
+        self.accept_loss = accept_loss
+        self.holds_replies = fsync == "always"
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _locked(path)

@@ -236,7 +236,8 @@ def test_a_snapshot_that_fails_leaves_the_journal_going_on(folder, open_server, 
             server.dir.look_after()
             assert readable(folder) == server.commands
         server.eventually(lambda: failed)
-    server.do("and on")
+    for number in range(20):
+        server.do(f"{number} more")
     server.eventually(lambda: len(generations(folder, "snapshot")) == 1 and read_history(folder).begin.sequence >= 50)
     assert recovered(folder) == server.commands
 
