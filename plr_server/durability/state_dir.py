@@ -100,6 +100,7 @@ class StateDir:
         self._since = self._digested = self.sequence  # the newest snapshot, the newest digest
         self._snapshot: tuple[int, Future[None]] | None = None  # its generation
         self._wanted = False  # a snapshot
+        self._closed = False
         self._behind: str | None = None  # why the newest state is in memory alone
         self._sync_s = self._retry_s = time.monotonic()
 
@@ -214,7 +215,10 @@ class StateDir:
             raise StateNotWritten("save", self._behind)
 
     def close(self) -> None:
-        """Takes a last snapshot, so that the next start has nothing to replay, and lets the folder go."""
+        """Takes a last snapshot, so that the next start has nothing to replay, and lets the folder go; once."""
+        if self._closed:
+            return
+        self._closed = True
         if self._journal is not None:
             self._catch_up()
             self._journal.close()

@@ -8,9 +8,9 @@ import os
 import resource
 import shutil
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
+import faults
 import pytest
 
 from plr_client import ConfigError, ServerStartError, StateDamaged, StateDirTaken, StateNotWritten
@@ -87,28 +87,10 @@ def readable(folder):
     return history.state + [bytes(record.payload).decode() for record in history.records() if record.payload]
 
 
-class AtOnce:
-    """An executor that does what it is given before it returns."""
-
-    def __init__(self, *_):
-        pass
-
-    def submit(self, do, *arguments):
-        future = Future()
-        try:
-            future.set_result(do(*arguments))
-        except OSError as exc:
-            future.set_exception(exc)
-        return future
-
-    def shutdown(self):
-        pass
-
-
 @pytest.fixture
 def at_once(monkeypatch):
     """What is done in the background is done at once, so that a folder can be copied at a known moment."""
-    monkeypatch.setattr(module, "ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(module, "ThreadPoolExecutor", faults.AtOnce)
 
 
 @contextlib.contextmanager
