@@ -10,7 +10,6 @@ commands since the newest snapshot are those of its own journal and of all later
 from __future__ import annotations
 
 import dataclasses
-import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,11 +192,7 @@ def _judge(segment: Segment, *, synced: int, is_last: bool, damaged: dict[Path, 
 
 def _read_segment(path: Path) -> Segment | None:
     """Reads a segment as far as it follows from its first record; None where there is no such."""
-    with path.open("rb") as file:
-        try:
-            data = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
-        except ValueError:  # empty
-            return None
+    data = memoryview(path.read_bytes())
     begun = read_origin(data)
     if begun is None:
         return None

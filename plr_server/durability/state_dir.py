@@ -8,6 +8,7 @@ alone: nothing that is written depends on it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import importlib
 import logging
@@ -56,7 +57,7 @@ class StateDir:
         accept_loss: go on from what can be trusted, where something is damaged.
 
     Attributes:
-        history: what the folder held.
+        history: what the folder held; without its contents once the server has begun.
         epoch: names the state; it stays as long as nothing is lost.
         sequence: how many commands the state has seen.
         accept_loss: as given.
@@ -123,6 +124,7 @@ class StateDir:
             self._start_over()
         except OSError as exc:
             raise ServerStartError(f"state_dir: expected to write to {self._path}, got: {exc}") from exc
+        self.history = dataclasses.replace(self.history, state=None, segments=[])  # as large as it is
 
     def write(self, kind: Kind, payload: Sequence[Any], *, op: str, needed: bool) -> None:
         """Writes down a command that is about to be applied.
@@ -162,15 +164,19 @@ class StateDir:
 
     def commit(self) -> bool:
         """Ends a batch of commands; returns whether their replies may go out, which always is so but under "always"."""
-        if self._fsync == "always" and self._journal is not None and self._behind is None:
+        if not self.holds_replies:
+            self._take_digest()
+            return True
+        journal = self._journal
+        assert journal is not None  # noqa: S101  `begin` comes first
+        if journal.link.sequence > journal.synced and journal.failed is None:
             try:
-                if self._journal.link.sequence > self._journal.synced:
-                    self._journal.sync()
-                    self._synced = self.sequence
+                journal.sync()
+                self._synced = journal.synced
             except OSError as exc:
                 self._sync_failed(exc)
         self._take_digest()
-        return not (self._fsync == "always" and self._journal is not None and self._journal.failed is not None)
+        return self._journal is not None and self._journal.failed is None
 
     def look_after(self) -> None:
         """Does what has come due: background syncs, snapshots, another try where writing failed. Call it often."""

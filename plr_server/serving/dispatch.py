@@ -72,6 +72,7 @@ _ROLLOUT = frozenset(
 )
 _GREETINGS = frozenset(("hello", "goodbye"))
 _NEEDED = frozenset(("push", "push_step", "push_scores", "insert", "set_score_function"))  # refused where not written
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _NONE: Mapping[str, Any] = {}
 
 Result = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]], Sequence[bytes] | None]  # as the end of a `Reply`
@@ -177,21 +178,24 @@ class Dispatcher:
 
     def state(self) -> dict[str, Any]:
         """Returns the state of curricula and clients, a plain value: what all commands so far have made of it."""
+        curricula = {name: curriculum.state() for name, curriculum in self.curricula.items()}
         return {
-            "curricula": {name: curriculum.state() for name, curriculum in self.curricula.items()},
+            "curricula": curricula,
             "lags": {name: [lag.levels, lag.pushes] for name, lag in self._lags.items()},
             "sessions": self.sessions.state(),
+            "pickled_by": _PYTHON if _functions(curricula) else None,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to what `state` gave, in a dispatcher that has answered nothing yet.
 
         Raises:
-            PickleRefused: a client's score function is in it, and functions of clients are not taken.
+            PickleRefused, InvalidInput: a client's score function is in it, and functions of clients are not taken, or
+                it was pickled by another Python.
             PlrError: as `Curriculum.from_state`.
         """
-        if not self._allow_pickle and any(each["scorer"]["function"] for each in state["curricula"].values()):
-            raise PickleRefused("the state directory")
+        if _functions(state["curricula"]):
+            self._check_pickle("the state directory", state["pickled_by"])
         self.curricula = {name: Curriculum.from_state(each) for name, each in state["curricula"].items()}
         self._lags = {name: Lag(*lag) for name, lag in state["lags"].items()}
         self.sessions.restore(state["sessions"])
@@ -235,14 +239,16 @@ class Dispatcher:
             return session.reply._replace(epoch=self._epoch, durable=self._durable(session))
         if op not in self._writes and op not in _GREETINGS:
             session.sequence = number
-            return self._apply(request)._replace(durable=self._durable(session))
+            reply, durable = self._apply(request), self._durable(session)
+            return reply if reply.durable == durable else reply._replace(durable=durable)
         if number == session.sequence and op in self._writes:
             raise ProtocolError(f"seq: expected more than {number} for {op}, got {number} again")
         self._check(request)
         if self._log is not None:
             self._log.write(Kind.REQUEST, framed(frames), op=op, needed=op in _NEEDED)
             self._undurable.append((self._log.sequence, request.session, number))
-        return self._do(session, request)._replace(durable=self._durable(session))
+        reply, durable = self._do(session, request), self._durable(session)
+        return reply if reply.durable == durable else reply._replace(durable=durable)
 
     def _check(self, request: Request) -> None:
         """Refuses what does not depend on the state alone, and would turn out otherwise in another process.
@@ -251,15 +257,15 @@ class Dispatcher:
             PickleRefused: functions of clients are not taken.
             InvalidInput: a function was pickled by another Python.
         """
-        if request.op != "set_score_function":
-            return
+        if request.op == "set_score_function":
+            self._check_pickle(request.op, request.args.get("python"))
+
+    def _check_pickle(self, what: str, pickled_by: Any) -> None:
         if not self._allow_pickle:
-            raise PickleRefused(request.op)
-        python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        by = request.args.get("python")
-        if by != python:  # bytecode of another version can bring the interpreter down
-            expected = f"one pickled by Python {python}, the server's"
-            raise InvalidInput("function", expected, f"one by Python {by if isinstance(by, str) else shown(by)!s:.20}")
+            raise PickleRefused(what)
+        if pickled_by != _PYTHON:  # bytecode of another version can bring the interpreter down
+            got = pickled_by if isinstance(pickled_by, str) else shown(pickled_by)
+            raise InvalidInput("function", f"one pickled by Python {_PYTHON}, the server's", f"one by Python {got:.20}")
 
     def _do(self, session: Session, request: Request) -> Reply:
         """Applies a request that changes something, and notes that it was."""
@@ -388,6 +394,11 @@ def unframed(payload: memoryview) -> Frames:
     begins = list(itertools.accumulate(lengths, initial=1 + 8 * num))
     header, *arrays = (payload[begin : begin + length] for begin, length in zip(begins, lengths, strict=False))
     return [bytes(header), *arrays]
+
+
+def _functions(curricula: Mapping[str, Any]) -> bool:
+    """Returns whether a client's score function is in the state of one of them."""
+    return any(state["scorer"]["function"] is not None for state in curricula.values())
 
 
 def _failed(what: str, exc: BaseException) -> ServerError:

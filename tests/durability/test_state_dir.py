@@ -408,19 +408,21 @@ def test_what_need_not_be_written_goes_on_in_memory_until_there_is_space(folder,
     server = open_server(fsync="always")
     server.do("before")
     assert server.dir.commit()
+    server.do("written")
     with files_no_longer_than(10):
         server.do("levels", needed=False)
         assert server.dir.commit()
+        assert server.dir.durable == 2  # "written" was, before the disk was full
         with pytest.raises(StateNotWritten):
             server.do("push")
         server.do("more levels", needed=False)
         server.dir.look_after()
-        assert (server.dir.sequence, server.dir.durable) == (3, 1)
-        assert readable(folder) == ["before"]
-    server.eventually(lambda: server.dir.durable == 3)
+        assert (server.dir.sequence, server.dir.durable) == (4, 2)
+        assert readable(folder) == ["before", "written"]
+    server.eventually(lambda: server.dir.durable == 4)
     server.do("after")
     assert server.dir.commit()
-    assert recovered(folder) == ["before", "levels", "more levels", "after"]
+    assert recovered(folder) == ["before", "written", "levels", "more levels", "after"]
 
 
 @pytest.mark.parametrize("fsync", ["interval", "always"])

@@ -302,6 +302,9 @@ def test_a_function_that_a_client_sent_is_loaded_only_where_that_is_allowed_agai
         with pytest.raises(PickleRefused, match="--allow-pickle"):
             servers(path=folder)
         assert faults.same(servers(path=folder, allow_pickle=True).dispatcher.state(), first.dispatcher.state())
+    state = first.dispatcher.state() | {"pickled_by": "2.7"}
+    with pytest.raises(InvalidInput, match=r"one pickled by Python 3.*, got one by Python 2\.7"):
+        servers(path=first.path.with_name("new"), allow_pickle=True).dispatcher.restore(state)
 
 
 def test_a_function_that_was_refused_is_not_in_the_journal(servers):
