@@ -161,10 +161,12 @@ class Assigner:
 
     def _replay_prob(self) -> float:
         """Returns the probability that the next level is a seen one."""
-        config, sampler, unseen = self._config, self._sampler, self._unseen
+        unseen, sampler, config = self._unseen, self._sampler, self._config
+        if self._seeds is None and not unseen.every:
+            return 1.0
         can_replay, can_be_new = sampler.num_drawable > 0, self._seeds is not None or len(unseen.below_cap) > 0
         if not (can_replay or can_be_new):  # the cap yields
-            can_replay, can_be_new = sampler.num_seen > 0, len(unseen.every) > 0
+            can_replay, can_be_new = sampler.num_seen > 0, True
         if not can_be_new:
             return 1.0
         if not can_replay:

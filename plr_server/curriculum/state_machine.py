@@ -118,7 +118,8 @@ class Curriculum:
 
     def _slots(self, k: int, slots: ArrayLike | None) -> Sequence[int]:
         """Returns the slots, checked, and that there are levels for them."""
-        chosen, space = _slots(k, slots), self._payloads
+        check_k(k)
+        chosen, space = range(k) if slots is None else _slots(k, slots), self._payloads
         if space is not None:
             if k > MAX_PAYLOADS:
                 raise InvalidInput("k", f"an integer from 1 to {MAX_PAYLOADS}", repr(k))
@@ -526,10 +527,7 @@ def _space(config: Config) -> LevelSpace:
     return level_space(config.levels)
 
 
-def _slots(k: int, slots: ArrayLike | None) -> Sequence[int]:
-    check_k(k)
-    if slots is None:
-        return range(k)
+def _slots(k: int, slots: ArrayLike) -> list[int]:
     chosen = as_array("slots", slots)
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or len(chosen) != k:
         raise InvalidInput("slots", f"{k} distinct ints", f"{slots!s:.80}")
