@@ -168,7 +168,7 @@ class LevelReplayVector(VectorWrapper):
             if "level" in options:  # checked here, because an error inside an Async worker ends that worker
                 options["level"] = level_id(options["level"])
             observations, infos = self.env.reset(seed=seed, options=options or None)  # type: ignore[arg-type]
-            if not masked:
+            if not masked:  # counted from here on, whatever was played before
                 self._episodes = infos.get("plr_episode", self._episodes) - rows
             self._check_told(rows, infos)
             self._begin_told(rows, infos)
