@@ -363,12 +363,12 @@ class LevelReplayVector(VectorWrapper):
         comes unasked, or as the count of episodes, told at the reset and at the step after, is ahead.
         """
         told = infos.get("_plr_level", self._none)
-        if not np.array_equal(told, rows):
+        if (told != rows).any():
             envs, others = np.flatnonzero(rows).tolist(), np.flatnonzero(told).tolist()
             expected = f"plr_level from the envs that have begun an episode, {envs!s:.80}{_IN_BETWEEN}"
             raise InvalidInput("infos", expected, f"it from {others!s:.80}")
-        self._episodes = self._episodes + rows
         if "_plr_episode" in infos:
+            self._episodes = self._episodes + rows
             ahead = infos["_plr_episode"] & (infos["plr_episode"] != self._episodes)
             if ahead.any():
                 n = int(ahead.argmax())
