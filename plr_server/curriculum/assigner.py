@@ -6,6 +6,7 @@ Used by the state machine, which checks what it is asked. No IO; draws from the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,3 +181,16 @@ class Assigner:
 def cap_of(config: Config) -> int:
     """Returns how many slots may play one level, 0 for any number."""
     return 0 if config.strategy in BASELINES else config.max_in_flight
+
+
+def sampling_options(config: Config) -> dict[str, Any]:
+    """Returns the keyword arguments of the `Sampler` that a curriculum of this configuration draws with."""
+    return {
+        "transform": "constant" if config.strategy == "uniform" else config.transform,
+        "temperature": config.temperature,
+        "staleness_coef": config.staleness_coef,
+        "staleness_temperature": config.staleness_temperature,
+        "eps": config.eps,
+        "evicts": isinstance(config.levels, str),
+        "caps": cap_of(config) > 0,
+    }
