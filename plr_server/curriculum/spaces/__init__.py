@@ -10,7 +10,7 @@ from plr_server.curriculum.spaces.open_space import PayloadSpace, UnboundedSpace
 
 
 def space_of(levels: range | tuple[int, ...] | str, capacity: int, cap: int) -> LevelSpace:
-    """Returns the space of a configuration: `levels`, of an open one the capacity, and how many slots play one level."""
+    """Returns the space of a configuration: its levels, the capacity of an open one, the cap on slots of one level."""
     if levels == "unbounded":
         return UnboundedSpace(capacity)
     if isinstance(levels, str):
