@@ -168,7 +168,7 @@ class LevelReplayVector(VectorWrapper):
             if "level" in options:  # checked here, because an error inside an Async worker ends that worker
                 options["level"] = level_id(options["level"])
             observations, infos = self.env.reset(seed=seed, options=options or None)  # type: ignore[arg-type]
-            if not masked:
+            if not masked:  # counted from here on, whatever was played before
                 self._episodes = infos.get("plr_episode", self._episodes) - rows
             self._check_told(rows, infos)
             self._begin_told(rows, infos)
@@ -363,12 +363,12 @@ class LevelReplayVector(VectorWrapper):
         comes unasked, or as the count of episodes, told at the reset and at the step after, is ahead.
         """
         told = infos.get("_plr_level", self._none)
-        if not np.array_equal(told, rows):
+        if (told != rows).any():
             envs, others = np.flatnonzero(rows).tolist(), np.flatnonzero(told).tolist()
             expected = f"plr_level from the envs that have begun an episode, {envs!s:.80}{_IN_BETWEEN}"
             raise InvalidInput("infos", expected, f"it from {others!s:.80}")
-        self._episodes = self._episodes + rows
         if "_plr_episode" in infos:
+            self._episodes = self._episodes + rows
             ahead = infos["_plr_episode"] & (infos["plr_episode"] != self._episodes)
             if ahead.any():
                 n = int(ahead.argmax())

@@ -6,6 +6,7 @@ Used by the state machine, which checks what it is asked. No IO; draws from the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,10 +162,12 @@ class Assigner:
 
     def _replay_prob(self) -> float:
         """Returns the probability that the next level is a seen one."""
-        config, sampler, unseen = self._config, self._sampler, self._unseen
+        unseen, sampler, config = self._unseen, self._sampler, self._config
+        if self._seeds is None and not unseen.every:
+            return 1.0
         can_replay, can_be_new = sampler.num_drawable > 0, self._seeds is not None or len(unseen.below_cap) > 0
         if not (can_replay or can_be_new):  # the cap yields
-            can_replay, can_be_new = sampler.num_seen > 0, len(unseen.every) > 0
+            can_replay, can_be_new = sampler.num_seen > 0, True
         if not can_be_new:
             return 1.0
         if not can_replay:
@@ -178,3 +181,16 @@ class Assigner:
 def cap_of(config: Config) -> int:
     """Returns how many slots may play one level, 0 for any number."""
     return 0 if config.strategy in BASELINES else config.max_in_flight
+
+
+def sampling_options(config: Config) -> dict[str, Any]:
+    """Returns the keyword arguments of the `Sampler` that a curriculum of this configuration draws with."""
+    return {
+        "transform": "constant" if config.strategy == "uniform" else config.transform,
+        "temperature": config.temperature,
+        "staleness_coef": config.staleness_coef,
+        "staleness_temperature": config.staleness_temperature,
+        "eps": config.eps,
+        "evicts": isinstance(config.levels, str),
+        "caps": cap_of(config) > 0,
+    }

@@ -51,8 +51,13 @@ class InFlight:
         return self._fewer(list(self._held.pop(holder, {}).values()))
 
     def _fewer(self, ended: Sequence[int]) -> Iterable[int]:
-        ended_of = Counter(ended) if len(ended) > 1 else dict.fromkeys(ended, 1)  # the fast way for one
         num_slots = self.num_slots
+        if len(ended) == 1:  # the fast way for one
+            left = num_slots.pop(ended[0]) - 1
+            if left:
+                num_slots[ended[0]] = left
+            return ended
+        ended_of = Counter(ended)
         for level, num in ended_of.items():
             left = num_slots.pop(level) - num
             if left:

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client.errors import InvalidInput, LevelOutsideSpace, NoLevels, PlrError
+from plr_client.errors import InvalidInput, NoLevels, PlrError
 from plr_client.levels import NO_PARENT, Assignment, Assignments, Level, check_k
 from plr_client.protocol import MAX_PAYLOADS, pack_payloads, unpack_payload
-from plr_server.curriculum.arrays import as_array, ids_of, scores_of
-from plr_server.curriculum.assigner import Assigner, cap_of
+from plr_server.curriculum.arrays import as_array, ids_of, scores_of, slots_of
+from plr_server.curriculum.assigner import Assigner, cap_of, sampling_options
 from plr_server.curriculum.config import Config
 from plr_server.curriculum.sampling.sampler import Sampler
 from plr_server.curriculum.scoring.rollouts import FIELDS, Rollout
 from plr_server.curriculum.scoring.scorer import Scorer
-from plr_server.curriculum.spaces.level_space import LevelSpace, level_space
-from plr_server.curriculum.spaces.open_space import OpenSpace, PayloadSpace, UnboundedSpace
+from plr_server.curriculum.spaces import space_of
+from plr_server.curriculum.spaces.open_space import OpenSpace, PayloadSpace
 from plr_server.curriculum.table import NOBODY, LevelTable
 
 STATE_FORMAT = 1
@@ -55,12 +55,12 @@ class Curriculum:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._space = _space(config)
+        self._space = space_of(config.levels, config.capacity, cap_of(config))
         # What every draw would otherwise ask for anew.
         self._open_space = self._space if isinstance(self._space, OpenSpace) else None
         self._payloads = self._space if isinstance(self._space, PayloadSpace) else None
         self._num_levels = len(self._space)
-        self._sampler = Sampler(self._num_levels, **_sampling(config))
+        self._sampler = Sampler(self._num_levels, **sampling_options(config))
         self._rng = np.random.Generator(np.random.PCG64(config.seed))
         self._assigner = Assigner(config, self._space, self._sampler, self._rng)
         self._scorer = Scorer(config, self._num_levels)
@@ -118,7 +118,8 @@ class Curriculum:
 
     def _slots(self, k: int, slots: ArrayLike | None) -> Sequence[int]:
         """Returns the slots, checked, and that there are levels for them."""
-        chosen, space = _slots(k, slots), self._payloads
+        check_k(k)
+        chosen, space = range(k) if slots is None else slots_of(slots, k), self._payloads
         if space is not None:
             if k > MAX_PAYLOADS:
                 raise InvalidInput("k", f"an integer from 1 to {MAX_PAYLOADS}", repr(k))
@@ -164,8 +165,8 @@ class Curriculum:
     ) -> int:
         """Scores the episodes of one rollout block, (T, N) step-major, and updates the table.
 
-        The fields are those of `plr_client.Trainer.push`. Several episodes of one level in a block are applied one
-        after the other, in the order in which they ended (by column where that is the same step).
+        Several episodes of one level in a block are applied one after the other, in the order in which they ended (by
+        the id of the column where that is the same step).
 
         Args:
             values: (T, N) V(s_t).
@@ -406,10 +407,25 @@ class Curriculum:
         space, ids = self._payload_space("levels"), ids_of("levels", levels)
         if len(ids) > MAX_PAYLOADS:
             raise InvalidInput("levels", f"at most {MAX_PAYLOADS}", str(len(ids)))
-        for level in ids.tolist():
-            if not space.is_kept(level):
-                raise LevelOutsideSpace("levels", "ids of levels in the table or waiting", f"level {level}")
-        return [(level, space.packed(level), space.parent(level)) for level in ids.tolist()]
+        return space.described(ids.tolist())
+
+    def counters(self) -> dict[str, int]:
+        """Returns what can be told without a look at every level: those of `stats` that count.
+
+        Returns:
+            levels, levels_seen, draws, in_flight, replays, pushes, steps, episodes, scores, entered, evicted, rejected,
+            forgotten, waiting; each as in `stats`.
+        """
+        return {
+            "levels": self._num_levels,
+            "levels_seen": self._sampler.num_seen,
+            "draws": self._sampler.draws,
+            "in_flight": self._assigner.in_flight.total(),
+            **self._counts,
+            **self._table.counts(),
+            "forgotten": self._scorer.forgotten,
+            "waiting": 0 if self._open_space is None else self._open_space.num_waiting,
+        }
 
     def stats(self) -> dict[str, Any]:
         """Returns what has happened so far and where the sampling mass is.
@@ -424,22 +440,15 @@ class Curriculum:
             space (0 for others): entered, evicted and rejected (scores of levels that did not enter), waiting (new
             levels kept until they have a score); levels is its capacity.
         """
-        sampler, total = self._sampler, self._num_levels
+        sampler = self._sampler
         weights = self.weights()
         mass = weights[weights > 0]
         seen_scores = sampler.scores[sampler.seen]
         return {
             "strategy": self._scorer.scoring,
-            "levels": total,
-            "levels_seen": sampler.num_seen,
-            "seen_share": sampler.num_seen / total,
-            "draws": sampler.draws,
+            **self.counters(),
+            "seen_share": sampler.num_seen / self._num_levels,
             "replay_share": self._counts["replays"] / max(sampler.draws, 1),
-            "in_flight": self._assigner.in_flight.total(),
-            **self._counts,
-            **self._table.counts(),
-            "forgotten": self._scorer.forgotten,
-            "waiting": 0 if self._open_space is None else self._open_space.num_waiting,
             "mean_score": float(seen_scores.mean()) if len(seen_scores) else 0.0,
             "max_score": float(seen_scores.max()) if len(seen_scores) else 0.0,
             "effective_levels": math.exp(-float((mass * np.log(mass)).sum())) if len(mass) else 0.0,
@@ -493,7 +502,7 @@ class Curriculum:
         state = copy.deepcopy(dict(state))
         curriculum = cls(Config.from_dict(state["config"]))
         curriculum._scorer.restore(state["scorer"])
-        curriculum._sampler = Sampler.from_state(state["sampler"], **_sampling(curriculum.config))
+        curriculum._sampler = Sampler.from_state(state["sampler"], **sampling_options(curriculum.config))
         curriculum._rng.bit_generator.state = state["generator"]
         if curriculum._open_space is not None:
             curriculum._open_space.restore(state["space"])
@@ -504,36 +513,3 @@ class Curriculum:
         curriculum._table.restore(state["counts"])
         curriculum._counts = {name: state["counts"][name] for name in curriculum._counts}
         return curriculum
-
-
-def _sampling(config: Config) -> dict[str, Any]:
-    return {
-        "transform": "constant" if config.strategy == "uniform" else config.transform,
-        "temperature": config.temperature,
-        "staleness_coef": config.staleness_coef,
-        "staleness_temperature": config.staleness_temperature,
-        "eps": config.eps,
-        "evicts": isinstance(config.levels, str),
-        "caps": cap_of(config) > 0,
-    }
-
-
-def _space(config: Config) -> LevelSpace:
-    if config.levels == "unbounded":
-        return UnboundedSpace(config.capacity)
-    if isinstance(config.levels, str):
-        return PayloadSpace(config.capacity, cap_of(config))
-    return level_space(config.levels)
-
-
-def _slots(k: int, slots: ArrayLike | None) -> Sequence[int]:
-    check_k(k)
-    if slots is None:
-        return range(k)
-    chosen = as_array("slots", slots)
-    if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or len(chosen) != k:
-        raise InvalidInput("slots", f"{k} distinct ints", f"{slots!s:.80}")
-    listed: list[int] = chosen.tolist()
-    if len(set(listed)) != k:
-        raise InvalidInput("slots", f"{k} distinct ints", f"{slots!s:.80}")
-    return listed

@@ -19,6 +19,12 @@ def test_selection_by_order_is_that_of_a_sorted_list(num, changes):
     assert len(levels) == len(inside)
     assert [levels.select(rank) for rank in range(len(levels))] == sorted(inside)
     assert [index in levels for index in range(num)] == [index in inside for index in range(num)]
+    while inside:
+        place = len(inside) * 3 // 7
+        assert levels.pop(place) == sorted(inside)[place]
+        inside.remove(sorted(inside)[place])
+        assert [levels.select(rank) for rank in range(len(levels))] == sorted(inside)
+    assert levels._tree.tolist() == [0] + [index & -index for index in range(1, num + 1)]
 
 
 @given(st.integers(0, 5), st.lists(st.sets(st.integers(0, 1999), max_size=40), max_size=4))

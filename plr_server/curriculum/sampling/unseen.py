@@ -34,6 +34,9 @@ class LevelSet(Protocol):
     def select(self, place: int) -> int:
         """Returns a level, another one for each place, 0 <= place < len."""
 
+    def pop(self, place: int) -> int:
+        """Takes out the level that `select` returns, and returns it."""
+
 
 class UnseenLevels:
     """The unseen levels, and which of them are handed out first: three sets, each within the one before.
@@ -60,10 +63,10 @@ class UnseenLevels:
 
         It is one of the idle; where there is none, one below the cap; where there is none, any. There must be one.
         """
-        levels = self.idle or self.below_cap or self.every
-        level = levels.select(int(uniform * len(levels)))
-        self.idle.discard(level)
-        return level
+        if self.idle:
+            return self.idle.pop(int(uniform * len(self.idle)))
+        levels = self.below_cap or self.every
+        return levels.select(int(uniform * len(levels)))
 
     def add(self, level: int) -> None:
         """Puts in a level that nobody plays."""
@@ -167,6 +170,24 @@ class IndexSet:
             step >>= 1
         return position
 
+    def pop(self, place: int) -> int:
+        """Takes out the index that `select` returns, and returns it: in one pass, as the nodes above it are met."""
+        tree, last = self._tree, self._last
+        position, step = 0, self._top
+        while step:
+            further = position + step
+            if further <= last:
+                outside = tree[further]
+                if step - outside <= place:
+                    position = further
+                    place -= step - outside
+                else:
+                    tree[further] = outside + 1
+            step >>= 1
+        self._outside[position] = 1
+        self._size -= 1
+        return position
+
     def _change(self, index: int, by: int) -> None:
         self._outside[index] += by
         self._size -= by
@@ -216,3 +237,9 @@ class Bag:
     def select(self, place: int) -> int:
         """Returns the level at a place, 0 <= place < len."""
         return self._levels[place]
+
+    def pop(self, place: int) -> int:
+        """Takes out the level that `select` returns, and returns it."""
+        level = self._levels[place]
+        self.discard(level)
+        return level

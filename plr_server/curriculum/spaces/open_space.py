@@ -189,6 +189,17 @@ class PayloadSpace(OpenSpace):
         """Returns the payload of a level that is kept."""
         return self._packed[level]
 
+    def described(self, levels: Sequence[int]) -> list[tuple[int, bytes, int]]:
+        """Returns id, payload and parent of levels.
+
+        Raises:
+            LevelOutsideSpace: one of them is not kept.
+        """
+        for level in levels:
+            if not self.is_kept(level):
+                raise LevelOutsideSpace("levels", "ids of levels in the table or waiting", f"level {level}")
+        return [(level, self.packed(level), self.parent(level)) for level in levels]
+
     def parent(self, level: int) -> int:
         """Returns the parent of a level that is kept, NO_PARENT for none; it need not be kept itself."""
         return self._parents[level]
