@@ -8,21 +8,21 @@ Servers with and without `--state-dir`, in interleaved rounds of one run, each t
 
 And in this process, for a curriculum of a million levels, all seen:
 
-  snapshot       how long the loop is held for one, in ms; it is written in the background
+  recovery       from a snapshot and as many commands as one is taken after, half next(1), half push_scores of 64
+  snapshot       how long the loop is held for one; it is written in the background
   stop           the last snapshot, on the disk
-  recovery       from a snapshot and as many commands as one is taken after: half of them next(1), half pushes of 64 steps
 
 The ratio of a row is against the same without a journal.
 """
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
+import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -105,37 +105,42 @@ def asks(address: str) -> int:
 
 def many_levels(folder: Path) -> Iterator[tuple[str, float]]:
     dispatcher, log = started(folder)
-    ask = functools.partial(say, dispatcher)
-    ask("hello", 1)
-    for begin in range(0, MANY_LEVELS, 2**18):
+    say(dispatcher, "hello", 1)
+    for number, begin in enumerate(range(0, MANY_LEVELS, 2**18)):
         ids = np.arange(begin, min(begin + 2**18, MANY_LEVELS))
-        ask("push_scores", 2 + begin, {"levels": ids, "scores": np.sin(ids)})
+        say(dispatcher, "push_scores", 2 + number, {"levels": ids, "scores": np.sin(ids)})
     log.save()
-    for number in range(SNAPSHOT_AFTER_COMMANDS // 2):
-        ask("next", MANY_LEVELS + 2 * number)
-        levels = np.arange(64) % 7
-        ask("push_scores", MANY_LEVELS + 2 * number + 1, {"levels": levels, "scores": levels + 0.5})
+    levels = np.arange(64) % 7
+    for number in range(SNAPSHOT_AFTER_COMMANDS // 2 + 1):
+        say(dispatcher, "next", 100 + 2 * number)
+        say(dispatcher, "push_scores", 101 + 2 * number, {"levels": levels, "scores": levels + 0.5})
     log.commit()
-    (folder / "lock").rename(folder / "lock of the one that was killed")
-    began = time.perf_counter()
-    _, recovered = started(folder)
-    yield "recovery, 10^6 levels", 1e3 * (time.perf_counter() - began)
-    recovered.close()
-    log.write_snapshot_behind()
-    yield "", 0.0
+    killed = shutil.copytree(folder, folder.with_name(f"{folder.name} killed"))
+    yield "recovery, 10^6 levels", timed_ms(lambda: started(killed)[1])
+    before = set(folder.glob("snapshot*"))
+    held_ms = [timed_ms(log.look_after)]
+    while before & set(folder.glob("snapshot*")):
+        held_ms.append(timed_ms(log.look_after))
+    yield "snapshot holds the loop, 10^6 levels", max(held_ms)
+    yield "stop, 10^6 levels", timed_ms(log.close)
+
+
+def timed_ms(do: Callable[[], object]) -> float:
+    started_s = time.perf_counter()
+    do()
+    return 1e3 * (time.perf_counter() - started_s)
 
 
 def started(folder: Path) -> tuple[Dispatcher, StateDir]:
-    dispatcher = Dispatcher(
-        {"default": Curriculum(Config(levels=range(MANY_LEVELS), strategy="external"))}, max_frame_bytes=2**28
-    )
-    log = StateDir(folder)
+    curriculum = Curriculum(Config(levels=range(MANY_LEVELS), strategy="external"))
+    dispatcher, log = Dispatcher({"default": curriculum}, max_frame_bytes=2**28), StateDir(folder)
     restart(dispatcher, log)
     return dispatcher, log
 
 
 def say(dispatcher: Dispatcher, op: str, number: int, arrays: dict[str, np.ndarray] | None = None) -> None:
-    dispatcher.answer(b"\x01peer", encode_request(Request("s", 1, number, "default", op, {"k": 1}, arrays or {})))
+    args = {} if arrays else {"k": 1}
+    dispatcher.answer(b"\x01peer", encode_request(Request("s", 1, number, "default", op, args, arrays or {})))
 
 
 if __name__ == "__main__":

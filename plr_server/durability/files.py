@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from plr_server.durability.values import num_bytes
+
 TEMPORARY = ".tmp"
 _MODE = 0o600
 _MAX_BUFFERS = 512  # of one call of writev; the system takes at least 1 024
@@ -17,13 +19,18 @@ _MAX_BUFFERS = 512  # of one call of writev; the system takes at least 1 024
 
 def write_all(file: int, buffers: Sequence[Any]) -> None:
     """Writes buffers to a descriptor, however many calls that takes."""
+    left = num_bytes(buffers)
+    written = os.writev(file, buffers[:_MAX_BUFFERS])
+    if written == left:
+        return
     views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
-    while views:
-        written = os.writev(file, views[:_MAX_BUFFERS])
+    while True:
         while views and written >= views[0].nbytes:
             written -= views.pop(0).nbytes
-        if written:
-            views[0] = views[0][written:]
+        if not views:
+            return
+        views[0] = views[0][written:]
+        written = os.writev(file, views[:_MAX_BUFFERS])
 
 
 def create(path: Path, buffers: Sequence[Any]) -> int:

@@ -17,6 +17,8 @@ from plr_server.durability.files import create, write_all
 from plr_server.durability.records import Kind, Link, Origin, encode, encode_origin
 from plr_server.durability.values import num_bytes
 
+JOINED_BYTES = 16 * 1024  # of a payload: less costs least in one piece
+
 
 class Journal:
     """A new segment, which is on the disk when this returns.
@@ -56,15 +58,17 @@ class Journal:
         """
         if self.failed is not None:
             raise self.failed
-        header, link = encode(kind, self.link, self.synced, payload, self._salt)
-        said = self.synced
+        length, said = num_bytes(payload), self.synced
+        if length < JOINED_BYTES:
+            payload = [b"".join(payload)]
+        header, link = encode(kind, self.link, said, payload, self._salt)
         try:
             write_all(self._file, [header, *payload])
         except OSError:
             self._cut()
             raise
         self.link, self._said = link, said
-        self.num_bytes += len(header) + num_bytes(payload)
+        self.num_bytes += len(header) + length
 
     def _cut(self) -> None:
         """Takes back what a failed write has left."""

@@ -88,4 +88,4 @@ def digest(buffers: Iterable[Any]) -> bytes:
 
 def num_bytes(buffers: Sequence[Any]) -> int:
     """Returns how many bytes buffers have together."""
-    return sum(memoryview(buffer).nbytes for buffer in buffers)
+    return sum([len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes for buffer in buffers])
