@@ -12,7 +12,7 @@ RLLIB := ray rllib
 OLDEST_GYMNASIUM := tests/wrappers/test_vector.py tests/wrappers/test_env.py tests/test_check_env.py
 DI_ENGINE := di_engine
 
-.PHONY: demo test test-explore test-slow test-integrations lint types bench bench-overhead bench-peers clean
+.PHONY: demo test test-explore test-slow soak test-integrations lint types bench bench-overhead bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/python examples/minigrid_demo.py
@@ -30,6 +30,10 @@ test-explore: .venv/dev
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
+
+# A hundred kill -9 of a server under load, twice.
+soak: .venv/dev
+	$(BIN)/python -m pytest -m slow tests/serving/test_restart.py
 
 # The real trainers; Python 3.11 or 3.12.
 test-integrations: .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev

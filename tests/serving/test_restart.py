@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import shutil
 import signal
@@ -336,16 +335,14 @@ def test_save_needs_a_state_directory(server, tmp_path):
         trainer.save()
 
 
-KILLS = int(os.environ.get("PLR_KILLS", "4"))
-
-
 @pytest.mark.parametrize("fsync", ["interval", "always"])
-def test_killed_under_load_nothing_that_was_acknowledged_is_lost_or_done_twice(tmp_path, fsync):  # noqa: C901
+@pytest.mark.parametrize(("kills", "num_workers"), [(3, 4), pytest.param(100, 16, marks=pytest.mark.slow)])
+def test_killed_under_load_nothing_that_was_acknowledged_is_lost_or_done_twice(tmp_path, kills, num_workers, fsync):  # noqa: C901
     """Workers and trainers go on over every kill -9 of the server, with no exception; each push is its own number."""
     config = Config(levels=range(50), strategy="external")
     address, folder = f"ipc://{tmp_path}/plr.sock", tmp_path / "state"
     over, raised = threading.Event(), []
-    pushed, drawn = [0, 0], [0] * 4
+    pushed, drawn = [0, 0], [0] * num_workers
 
     def trains(n):
         with Trainer(address, timeout_s=60.0) as trainer:
@@ -356,7 +353,7 @@ def test_killed_under_load_nothing_that_was_acknowledged_is_lost_or_done_twice(t
     def works(n):
         with LevelClient(address, timeout_s=60.0) as client:
             while not over.is_set():
-                drawn[n] += len(client.next(1 + n))
+                drawn[n] += len(client.next(1 + n % 4))
 
     def guarded(do, n):
         try:
@@ -365,16 +362,16 @@ def test_killed_under_load_nothing_that_was_acknowledged_is_lost_or_done_twice(t
             raised.append(exc)
 
     threads = [threading.Thread(target=guarded, args=(trains, n)) for n in range(2)]
-    threads += [threading.Thread(target=guarded, args=(works, n)) for n in range(4)]
+    threads += [threading.Thread(target=guarded, args=(works, n)) for n in range(num_workers)]
     options = ("--levels", "0:50", "--strategy", "external", "--state-dir", str(folder), "--fsync", fsync)
-    for kill in range(KILLS + 1):
+    for kill in range(kills + 1):
         with faults.daemon(address, *options) as server:
             if not kill:
                 for thread in threads:
                     thread.start()
             before = sum(pushed), sum(drawn)
             faults.eventually(lambda: sum(pushed) > before[0] + 50 and sum(drawn) > before[1] + 50, "it serves")  # noqa: B023
-            if kill == KILLS:
+            if kill == kills:
                 over.set()
                 for thread in threads:
                     thread.join(faults.DEADLINE_S)
