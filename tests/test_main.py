@@ -295,7 +295,7 @@ def test_an_option_wins_in_every_curriculum(tmp_path):
 
 @pytest.fixture
 def state_dir(tmp_path):
-    """What a server of two curricula left when it was killed, of 13 commands: a hello, five pushes, a goodbye; again."""
+    """What a server of two curricula left that was killed: 13 commands, a hello, five pushes, a goodbye; again."""
     folder, bind, config = (
         tmp_path / "state",
         f"ipc://{tmp_path}/plr.sock",
