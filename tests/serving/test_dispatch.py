@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from plr_client.protocol import decode_reply, join_payloads, pack_payload
 from plr_server import Config, Curriculum
 from plr_server.serving import dispatch
-from plr_server.serving.dispatch import Dispatcher
+from plr_server.serving.dispatch import MAX_SCORES, MAX_SCORES_OF_OPEN, Dispatcher
 
 MAX_FRAME_BYTES = 1 << 20
 EPOCH = 77
@@ -124,6 +124,18 @@ BAD_SCORES = {
     "NaN": ({"levels": np.array([1, 2]), "scores": np.array([1.0, np.nan])}, "scores: expected finite numbers"),
     "inf": ({"levels": np.array([1]), "scores": np.array([np.inf])}, "scores: expected finite numbers"),
 }
+
+
+@pytest.mark.parametrize(("levels", "most"), [("0:4", MAX_SCORES), ("unbounded", MAX_SCORES_OF_OPEN)])
+def test_one_request_takes_so_many_scores_and_no_more(levels, most):
+    made = dispatcher(levels=levels, capacity=4)
+    before = made.curricula["default"].state()
+    scores = {"levels": np.zeros(most + 1, int), "scores": np.zeros(most + 1)}
+    error = ask(made, faults.request("push_scores", scores)).error
+    assert str(error) == f"levels: expected at most {most} in one request, got {most + 1}"
+    assert faults.same(made.curricula["default"].state(), before)
+    scores = {name: array[1:] for name, array in scores.items()}
+    assert ask(made, faults.request("push_scores", scores, seq=3)).result["scored"] == most
 
 
 @pytest.mark.parametrize("name", BAD_SCORES)
