@@ -162,8 +162,8 @@ class Trainer:
         """Pushes scores of the trainer's own making (strategy `external`, or beside any other).
 
         Args:
-            levels: (m,) ints, up to 262 144; up to 4096 where the level space is open. A level may occur more than once,
-                its scores are applied in order.
+            levels: (m,) ints, up to 262 144; up to 4096 where the level space is open. Scores of one level are applied in
+                order.
             scores: (m,) finite floats.
 
         Returns:
