@@ -38,7 +38,7 @@ logger = logging.getLogger("plr_server")
 
 HEARTBEAT_MS = 5_000  # a peer silent for three heartbeats is gone
 RECEIVE_QUEUE = 4  # a client of ours has one request under way
-SEND_QUEUE = 8  # further messages to a peer that does not read are dropped
+SEND_QUEUE = 32  # further messages to a peer that does not read are dropped
 LARGE_BYTES = 64 * 1024  # of a frame: it is sent from where it lies, and counted until it has gone
 MAX_UNREAD_BYTES_OF_ONE = 64 * 1024 * 1024
 MAX_UNREAD_BYTES = 1024 * 1024 * 1024
@@ -142,9 +142,8 @@ class Wire:
     def send(self, peer: bytes, frames: Frames) -> bool:
         """Sends without waiting; False where the peer is not connected. Who does not read gets no more."""
         try:
-            self.router.send(peer, _NOW_AND_MORE)
-        except zmq.Again:
-            return True
+            if not (self._has_room(peer) or self._has_room(peer)):
+                return True
         except zmq.ZMQError as exc:
             if exc.errno == zmq.EHOSTUNREACH:
                 return False
@@ -157,6 +156,15 @@ class Wire:
             else:
                 tracker = self.router.send(frame, flags, copy=False, track=True)
                 self._unread.setdefault(peer, []).append((tracker, len(frame)))
+        return True
+
+    def _has_room(self, peer: bytes) -> bool:
+        """Begins a message to a peer; False where its queue is full, or was when libzmq last looked."""
+        try:
+            self.router.send(peer, _NOW_AND_MORE)
+        except zmq.Again:
+            self.router.getsockopt(zmq.EVENTS)  # has libzmq look what the peer has read: it does so rarely by itself
+            return False
         return True
 
     def send_reply(self, peer: bytes, frames: Frames, refusal: Callable[[int | None, PlrError], Frames]) -> None:

@@ -197,3 +197,11 @@ def test_who_does_not_read_is_told_so_in_place_of_a_reply(monkeypatch, ipc):
         made.send_reply(peers[0], frames, refusal)  # it has caught up
         assert deaf.receive().error is None
         made.close()
+
+
+def test_no_reply_to_a_quick_client_is_dropped(server):
+    """libzmq looks only now and then what a peer has read: a client in lock-step once seemed not to read."""
+    with LevelClient(server.address) as client:
+        for _ in range(10_000):
+            client.next()
+        assert client._connection._num_opened == 1  # nothing was sent again
