@@ -29,7 +29,7 @@ from plr_client.errors import (
     UnknownCurriculum,
     UnknownOperation,
 )
-from plr_client.levels import Assignments, check_k
+from plr_client.levels import check_k
 from plr_client.protocol import (
     MAX_INSERT_BYTES,
     MAX_LEVELS_IN_HEADER,
@@ -43,6 +43,7 @@ from plr_client.protocol import (
     shown,
     split_payloads,
 )
+from plr_server.curriculum.scoring.rollouts import FIELDS
 from plr_server.curriculum.state_machine import Curriculum
 from plr_server.durability.records import Kind
 from plr_server.durability.state_dir import StateDir
@@ -54,22 +55,9 @@ logger = logging.getLogger("plr_server")
 MAX_UNDURABLE = 2**17  # commands; of older ones a client may be told late that they are durable
 FEW_LEVELS = 8  # drawn one by one; more are drawn as arrays
 
-_ROLLOUT = frozenset(
-    (
-        "values",
-        "rewards",
-        "dones",
-        "levels",
-        "next_values",
-        "truncated",
-        "final_values",
-        "valid",
-        "logits",
-        "successes",
-        "columns",
-        "groups",
-    )
-)
+MAX_SCORES = 2**18  # in one request: at 1 to 4 us each
+MAX_SCORES_OF_OPEN = 2**12  # where the level space is open, and a score may have a level take another's place: 0.5 ms
+_ROLLOUT = frozenset(FIELDS)
 _GREETINGS = frozenset(("hello", "goodbye"))
 _NEEDED = frozenset(("push", "push_step", "push_scores", "insert", "set_score_function"))  # refused where not written
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -355,7 +343,7 @@ class Dispatcher:
             handed = None if payloads[0] is None else payloads
         else:
             given = slots if slots is None else np.asarray(slots)
-            many = _sample_arrays(curriculum, k, slots=given, holder=request.session)
+            many = curriculum.sample_arrays(k, slots=given, holder=request.session, packed=True)
             arrays = {"levels": many.levels, "is_replay": many.is_replay, "train": many.train}
             if len(many.levels) <= MAX_LEVELS_IN_HEADER:
                 result = {name: array.tolist() for name, array in arrays.items()}, _NONE
@@ -407,13 +395,6 @@ def _failed(what: str, exc: BaseException) -> ServerError:
     return ServerError(f"the server failed at {what} ({type(exc).__name__}); its log says more")
 
 
-def _sample_arrays(curriculum: Curriculum, k: Any, *, slots: NDArray[Any] | None, holder: str) -> Assignments:
-    few = curriculum.sample(k, slots=slots, holder=holder, packed=True)
-    levels, is_replay, train, payloads = map(list, zip(*few, strict=True))
-    handed = None if payloads[0] is None else payloads
-    return Assignments(np.array(levels, dtype=np.int64), np.array(is_replay), np.array(train), handed)
-
-
 def _push(curriculum: Curriculum, request: Request) -> Result:
     return {"scored": curriculum.update(**_fields(request, _ROLLOUT), source=request.session)}, _NONE, None
 
@@ -424,6 +405,9 @@ def _push_step(curriculum: Curriculum, request: Request) -> Result:
 
 def _push_scores(curriculum: Curriculum, request: Request) -> Result:
     fields = {"levels": None, "scores": None, **_fields(request, {"levels", "scores"})}
+    most = MAX_SCORES_OF_OPEN if isinstance(curriculum.config.levels, str) else MAX_SCORES
+    if fields["levels"] is not None and fields["levels"].size > most:
+        raise InvalidInput("levels", f"at most {most} in one request", str(fields["levels"].size))
     return {"scored": curriculum.update_scores(**fields)}, _NONE, None
 
 

@@ -83,10 +83,11 @@ def serve(
             restart(dispatcher, log)
         wire = Wire(max_frame_bytes)
         stack.callback(wire.close)
+        wire.take_files()
         stop = stack.enter_context(_stop_signals())
         bound = stack.enter_context(listening(wire.router, address, insecure=insecure))
         stack.callback(wire.close, CLOSING_LINGER_MS)  # before giving up the address: it unlinks what is there
-        wire.listens_at(bound)
+        wire.guards(bound)
         loop = _Loop(dispatcher, wire, stop, log)
         ready(bound)
         loop.run(parent_pid)

@@ -30,8 +30,10 @@ from plr_server.durability import state_dir
 from plr_server.durability.state_dir import StateDir
 from plr_server.serving import loop as loop_module
 from plr_server.serving.dispatch import Dispatcher, framed, unframed
+from plr_server.serving.endpoint import listening
 from plr_server.serving.loop import _Loop
 from plr_server.serving.restart import restart
+from plr_server.serving.wire import Wire
 
 PEER = b"\x01peer"
 LEVELS = {"range": "0:40", "unbounded": "unbounded", "payloads": "payloads"}
@@ -244,15 +246,16 @@ def test_sessions_of_the_run_before_that_do_not_come_back_are_forgotten(servers,
     second = first.killed()
     assert second.dispatcher.curricula["default"].stats()["in_flight"] == 2
 
-    class NobodyThere:
-        send = staticmethod(lambda *_: False)
-
-    _Loop(second.dispatcher, NobodyThere(), None)._do_what_is_due()
+    wire = Wire(1 << 20)
+    with contextlib.closing(wire), listening(wire.router, ipc):
+        wire.take_files()
+        wire.guards(ipc)
+        _Loop(second.dispatcher, wire, None, second.log)._do_what_is_due()
+        wire.close()
     assert not list(second.dispatcher.sessions)
     third = second.killed()
     assert third.dispatcher.curricula["default"].stats()["in_flight"] == 0
     third.log.close()
-    assert ipc
 
 
 # ---- what a folder is refused for
