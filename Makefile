@@ -55,6 +55,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/procgen_speed.py
 	$(BIN)/python benchmarks/levels.py
 	$(BIN)/python benchmarks/resets.py
+	$(BIN)/python benchmarks/durability.py
 
 # What a curriculum costs a trainer; with torch and Stable-Baselines3.
 bench-overhead: .venv-torch/dev
