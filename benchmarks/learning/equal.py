@@ -7,17 +7,15 @@ random ones: random play seldom comes to the rare things, such as a key that was
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 from fastgrid import CELLS, KIND_OF, NUM_KINDS, VIEW, FastMiniGrid, cell_of
+from ppo import Agent
 from tasks import Task
 
 RANDOM = (0.1, 0.1, 0.35, 0.15, 0.1, 0.15, 0.05)  # of MiniGrid's seven actions: mostly forward
 RANDOM_SHARE = 0.1  # beside a trained agent
 ALL_ACTIONS = range(7)
-
-Act = Callable[[np.ndarray], np.ndarray]  # (N, 49) observations to (N,) actions of MiniGrid
 
 
 @dataclasses.dataclass
@@ -37,14 +35,14 @@ class Difference(Exception):
     """The two envs differ: the message says where."""
 
 
-def play(task: Task, first_seed: int, num_steps: int, act: Act | None = None) -> Compared:
+def play(task: Task, first_seed: int, num_steps: int, agent: Agent | None = None) -> Compared:
     """Plays one level after the other in the stock env and in the fast one.
 
     Args:
         task: whose envs.
         first_seed: the levels are this one and those after it.
         num_steps: at least so many; the last episode is played to its end.
-        act: a trained agent; None for random actions alone.
+        agent: a trained one; None for random actions alone.
 
     Raises:
         Difference: of an observation, reward, end or time limit.
@@ -65,8 +63,8 @@ def play(task: Task, first_seed: int, num_steps: int, act: Act | None = None) ->
             if not np.array_equal(inputs_of(theirs["image"]), ours[0]):
                 raise Difference(f"observation: expected that of the stock env, got another, at {where}")
             action = int(rng.choice(7, p=RANDOM))
-            if act is not None and rng.random() > RANDOM_SHARE:
-                action = int(act(ours)[0])
+            if agent is not None and rng.random() > RANDOM_SHARE:
+                action = task.actions[agent.act(ours)[0][0]]
             theirs, *said = stock.step(action)[:4]
             ours, *got = fast.step(np.array([action]))[:4]
             compared.steps += 1

@@ -14,42 +14,48 @@ import numpy as np
 BOOTSTRAPS = 10_000
 LEVEL = 0.95
 
-Scores = Sequence[np.ndarray]  # for each task the scores (n,) of its runs
+Scores = Sequence[np.ndarray]  # for each task (..., n), the scores of its n runs
 
 
-def interquartile_mean(scores: Scores) -> float:
-    """Returns the mean of the middle half of all runs of all tasks: a quarter is cut off at either end.
+def interquartile_mean(scores: Scores) -> np.ndarray:
+    """Returns (...,) the mean of the middle half of all runs of all tasks: a quarter is cut off at either end.
 
     As scipy's `trim_mean(..., 0.25)`, which rliable uses: the number cut off is rounded down.
     """
-    pooled = np.sort(np.concatenate(scores))
-    cut = len(pooled) // 4
-    return float(pooled[cut : len(pooled) - cut].mean())
+    pooled = np.sort(np.concatenate(scores, axis=-1), axis=-1)
+    cut = pooled.shape[-1] // 4
+    return pooled[..., cut : pooled.shape[-1] - cut].mean(-1)
 
 
-def probability_of_improvement(scores: Scores, others: Scores) -> float:
-    """Returns the mean over tasks of P(a run of `scores` > a run of `others`), a tie counting one half."""
+def probability_of_improvement(scores: Scores, others: Scores) -> np.ndarray:
+    """Returns (...,) the mean over tasks of P(a run of `scores` > a run of `others`), a tie counting one half."""
     by_task = [
-        (np.sign(ours[:, np.newaxis] - theirs) / 2 + 0.5).mean() for ours, theirs in zip(scores, others, strict=True)
+        (np.sign(ours[..., :, np.newaxis] - theirs[..., np.newaxis, :]) / 2 + 0.5).mean((-2, -1))
+        for ours, theirs in zip(scores, others, strict=True)
     ]
-    return float(np.mean(by_task))
+    return np.mean(by_task, axis=0)
 
 
-def interval(statistic: Callable[..., float], *groups: Scores, seed: int = 0) -> tuple[float, float]:
-    """Returns the 95 % percentile interval of a statistic under a stratified bootstrap.
+def ratio_of_means(scores: Scores, others: Scores) -> np.ndarray:
+    """Returns (...,) the interquartile mean of `scores` over that of `others`."""
+    return interquartile_mean(scores) / interquartile_mean(others)
+
+
+def interval(statistic: Callable[..., np.ndarray], *groups: Scores, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ends (...,) of the 95 % percentile interval of a statistic under a stratified bootstrap.
 
     Args:
-        statistic: a number from as many groups as are given.
-        groups: each a group of runs by task; every task of every group is resampled by itself, with replacement.
+        statistic: of as many groups as are given.
+        groups: each the scores of runs by task; every task of every group is resampled by itself, with replacement.
         seed: of the resampling.
     """
     rng = np.random.default_rng(seed)
-    found = [
-        statistic(*([runs[rng.integers(len(runs), size=len(runs))] for runs in group] for group in groups))
-        for _ in range(BOOTSTRAPS)
+    resampled = [
+        [runs[..., rng.integers(runs.shape[-1], size=(BOOTSTRAPS, runs.shape[-1]))] for runs in group]
+        for group in groups
     ]
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    low, high = np.quantile(statistic(*resampled), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1)
+    return low, high
 
 
 def welch(scores: np.ndarray, others: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from fastgrid import CELLS, NUM_INPUTS, FastMiniGrid
+from mazes import MazeWorld
 from ppo import GAE_LAMBDA, GAMMA, NUM_ENVS, NUM_STEPS, Agent, Batch, advantages_of
 from study import CURVE_LEVELS, FINAL_EPISODES, NUM_CURVE, Job
 from tasks import TASKS
@@ -49,7 +50,7 @@ class World:
 
     Attributes:
         difficulties: their names. actions: those of MiniGrid's that the agent has.
-        heldout: the levels it is evaluated on.
+        levels: those to train on. heldout: those it is evaluated on.
         config: the curriculum's.
     """
 
@@ -57,7 +58,7 @@ class World:
         task = TASKS[job.task]
         self.difficulties, self.actions = task.difficulties, task.actions
         self.heldout = task.levels(job.heldout())
-        self._levels = task.levels(job.levels())
+        self.levels = task.levels(job.levels())
         fields = job.fields() | {"levels": job.levels()}
         self.config = Config(**fields, seed=job.seed, gamma=GAMMA, gae_lambda=GAE_LAMBDA)
 
@@ -65,19 +66,19 @@ class World:
     def connected(self) -> Iterator[tuple[LevelReplayVector, Trainer]]:
         """Yields the vector env whose levels the server chooses, and who tells about the curriculum."""
         with launch(self.config) as server, Trainer(server.address) as trainer:
-            envs = LevelReplayVector(FastMiniGrid(self._levels, NUM_ENVS, self.actions), server.address)
+            envs = LevelReplayVector(FastMiniGrid(self.levels, NUM_ENVS, self.actions), server.address)
             yield envs, trainer
             envs.close()
 
     def difficulties_of(self, levels: np.ndarray) -> np.ndarray:
         """Returns (m,) the difficulties of levels."""
-        return self._levels.difficulty[levels - self._levels.seeds[0]]
+        return self.levels.difficulty[levels - self.levels.seeds[0]]
 
     def after_update(self, trainer: Trainer) -> None:
         """Is called before the first rollout and after each update: there is nothing to do for seeds."""
 
 
-def run(job: Job, world: World | None = None, num_updates: int | None = None) -> Iterator[Row]:
+def run(job: Job, world: World | MazeWorld | None = None, num_updates: int | None = None) -> Iterator[Row]:
     """Trains one agent, and yields rows as they come.
 
     Args:
@@ -85,7 +86,8 @@ def run(job: Job, world: World | None = None, num_updates: int | None = None) ->
         world: what it plays; by default, what the job says.
         num_updates: stop after so many; by default after the steps of the plan.
     """
-    world = world or World(job)
+    if world is None:
+        world = MazeWorld(job) if job.plan.role == "payload" else World(job)
     total = job.plan.steps // (NUM_ENVS * NUM_STEPS) if num_updates is None else num_updates
     evaluated_at = set(np.linspace(0, total, NUM_CURVE + 1).astype(int).tolist())
     agent = Agent(NUM_INPUTS, CELLS, len(world.actions), job.seed)
@@ -108,6 +110,17 @@ def run(job: Job, world: World | None = None, num_updates: int | None = None) ->
         rows = np.repeat(np.arange(len(world.heldout.seeds)), FINAL_EPISODES)
         returns = evaluated(agent, world, rows, dice)
         yield from record.rows(total * NUM_ENVS * NUM_STEPS, "final", rows, returns, trainer)
+
+
+def trained(job: Job, num_updates: int) -> Agent:
+    """Returns the agent of a run after so many updates."""
+    world = World(job)
+    agent, record = Agent(NUM_INPUTS, CELLS, len(world.actions), job.seed), Record(world)
+    with world.connected() as (envs, _):
+        observations, _ = envs.reset()
+        for _ in range(num_updates):
+            observations = rollout_and_update(agent, envs, observations, record)
+    return agent
 
 
 def rollout_and_update(agent: Agent, envs: LevelReplayVector, observations: np.ndarray, record: Record) -> np.ndarray:
@@ -134,7 +147,7 @@ def rollout_and_update(agent: Agent, envs: LevelReplayVector, observations: np.n
     return observations
 
 
-def evaluated(agent: Agent, world: World, rows: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+def evaluated(agent: Agent, world: World | MazeWorld, rows: np.ndarray, dice: np.random.Generator) -> np.ndarray:
     """Returns (m,) the returns of one stochastic episode on each of the held-out levels `rows`."""
     envs = FastMiniGrid(world.heldout, len(rows), world.actions)
     observations, _ = envs.reset(seed=world.heldout.seeds[rows].tolist())
@@ -151,7 +164,7 @@ def evaluated(agent: Agent, world: World, rows: np.ndarray, dice: np.random.Gene
 class Record:
     """What happened since the last row, and how long training took so far."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World | MazeWorld) -> None:
         self.wall_s = 0.0
         self.entropies: list[float] = []
         self._world = world
