@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-STUDY = Path(__file__).parents[2] / "benchmarks" / "learning"
-sys.path.insert(0, str(STUDY.parent))  # report.py
-sys.path.insert(0, str(STUDY))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "learning"))
 
 import equal
 import jobs
@@ -28,6 +27,7 @@ from run import ALL, run, trained
 from study import Job
 from tasks import TASKS
 
+STUDY = Path(study.__file__).parent
 SMALL = Job("multiroom", "learnability", 3)
 NUM_UPDATES = 3
 
