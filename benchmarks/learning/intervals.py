@@ -80,6 +80,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _incomplete_beta(a: float, b: float, x: float) -> float:
     """Returns the regularised incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22)."""
+    if x == 0:
+        return 0.0
     if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly
         return 1.0 - _incomplete_beta(b, a, 1.0 - x)
     fraction = 1.0

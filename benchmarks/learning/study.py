@@ -69,9 +69,9 @@ STUDY = {
     "multiroom": Plan("control", 3_000, 4_000_000, 10, ALL),
     "lava": Plan("control", 3_000, 4_000_000, 10, ALL),
     "unlock": Plan("fresh", 3_000, 8_000_000, 10, ALL),
-    "maze": Plan("payload", 4_000, 8_000_000, 10, ALL, MAZES),
+    "maze": Plan("payload", 4_000, 4_000_000, 10, ALL, MAZES),
     "maze-accel": Plan(
-        *("payload", 4_000, 8_000_000, 10), ("learnability", "value_l1", "positive_value_loss", "maxmc"), MAZES
+        *("payload", 4_000, 4_000_000, 10), ("learnability", "value_l1", "positive_value_loss", "maxmc"), MAZES
     ),
 }
 QUICK_TASK, QUICK_ARMS, QUICK_SEEDS = "keys16", ("uniform", "learnability", "paper"), range(3)
