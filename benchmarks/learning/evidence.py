@@ -1,7 +1,7 @@
 """Every table and figure of the study, from the raw rows alone.
 
-What is written: `tables.md`, `curves.png`, and for each task `mass-TASK.png`, what the curricula played. Endpoints and
-statistics are those of `protocol.md`.
+What is written: `tables.md`, `curves.png`, and for each task `drawn-TASK.png`, what the curricula had played. Endpoints
+and statistics are those of `protocol.md`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Runs:
         final: (n,) held-out return at the end. area: (n,) mean of the curve without its first point.
         success: (n,) of the final evaluation.
         by_difficulty: final success (n,) by the difficulty's name.
-        mass, played: (P, D) share of P_replay, and of the episodes played since the point before, means over runs.
+        drawn: (P, D) share of the episodes since the point before, by difficulty, mean over runs.
         distinct: (P,) levels in a rollout, mean over runs.
     """
 
@@ -54,15 +54,11 @@ class Runs:
             if finals[0][name][0]["heldout_episodes"]
         }
         self.names = names
-        self.mass = self._mean(curves, "mass")
-        episodes = self._mean(curves, "train_episodes")
-        self.played = episodes / np.maximum(episodes.sum(1, keepdims=True), 1)
-        self.distinct = np.mean([_column(curve[ALL], "distinct_levels") for curve in curves], axis=0)
-
-    def _mean(self, curves: Sequence[Mapping[str, list[Row]]], field: str) -> np.ndarray:
-        return np.stack(
-            [np.mean([_column(curve[name], field) for curve in curves], axis=0) for name in self.names], axis=1
+        episodes = np.stack(
+            [np.mean([_column(curve[name], "train_episodes") for curve in curves], 0) for name in names], 1
         )
+        self.drawn = episodes / np.maximum(episodes.sum(1, keepdims=True), 1)
+        self.distinct = np.mean([_column(curve[ALL], "distinct_levels") for curve in curves], axis=0)
 
 
 def write_evidence(results: Path, out: Path) -> None:
@@ -73,7 +69,7 @@ def write_evidence(results: Path, out: Path) -> None:
     (out / "tables.md").write_text("\n\n".join(section for section in sections if section) + "\n")
     _draw_curves(runs, out / "curves.png")
     for task, arms in runs.items():
-        _draw_mass(task, arms, out / f"mass-{task}.png")
+        _draw_drawn(task, arms, out / f"drawn-{task}.png")
 
 
 def _read_all(results: Path) -> tuple[list[dict[str, Any]], dict[str, dict[str, Runs]]]:
@@ -197,27 +193,33 @@ def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _draw_curves(runs: Mapping[str, Mapping[str, Runs]], path: Path) -> None:
     """Held-out return over env steps, a panel a task; bands are 95 % intervals of the interquartile mean."""
-    figure, panels = plt.subplots(1, len(runs), figsize=(4.5 * len(runs), 3.8), squeeze=False, layout="constrained")
+    columns = min(len(runs), 4)
+    rows = -(-len(runs) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(4 * columns + 1.5, 3.4 * rows), squeeze=False, layout="constrained"
+    )
+    panels = grid.flat[: len(runs)]
+    for unused in grid.flat[len(runs) :]:
+        unused.set_axis_off()
     colour_of = dict(zip(ARMS, plt.get_cmap("tab10").colors, strict=False))
-    for panel, (task, arms) in zip(panels[0], runs.items(), strict=True):
+    for panel, (task, arms) in zip(panels, runs.items(), strict=True):
         for arm, each in arms.items():
             millions = each.steps / 1e6
             panel.plot(millions, interquartile_mean([each.curve]), color=colour_of[arm], label=arm)
             panel.fill_between(millions, *interval(interquartile_mean, [each.curve]), color=colour_of[arm], alpha=0.15)
-        panel.set(title=task, xlabel="env steps, millions")
-    panels[0, 0].set_ylabel("held-out return")
-    handles = {label: handle for panel in panels[0] for handle, label in zip(*panel.get_legend_handles_labels())}  # noqa: B905
+        panel.set(title=task, xlabel="env steps, millions", ylabel="held-out return")
+    handles = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels())}  # noqa: B905
     figure.legend(handles.values(), handles.keys(), loc="outside right")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _draw_mass(task: str, arms: Mapping[str, Runs], path: Path) -> None:
+def _draw_drawn(task: str, arms: Mapping[str, Runs], path: Path) -> None:
     """What the curricula drew: the share of the episodes by difficulty, a panel an arm."""
     figure, panels = plt.subplots(1, len(arms), figsize=(3 * len(arms), 3.2), squeeze=False, sharey=True)
     for panel, (arm, runs) in zip(panels[0], arms.items(), strict=True):
         colours = plt.get_cmap("viridis")(np.linspace(0, 1, len(runs.names)))
-        panel.stackplot(runs.steps[1:] / 1e6, runs.played[1:].T, labels=runs.names, colors=colours)
+        panel.stackplot(runs.steps[1:] / 1e6, runs.drawn[1:].T, labels=runs.names, colors=colours)
         panel.set(title=arm, xlabel="env steps, millions", ylim=(0, 1))
     panels[0, 0].set_ylabel("share of episodes")
     panels[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small", title=task)

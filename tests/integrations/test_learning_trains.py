@@ -298,7 +298,7 @@ def test_one_command_makes_tables_and_figures_from_the_rows(tmp_path):
     assert "| learnability | 2 |" in text[text.index("## lava (control, 4 M steps)") :]
     final = [jobs.read(tmp_path / f"lava.uniform.{seed}.csv")[1][-5]["heldout_return"] for seed in range(2)]
     assert f"| uniform | 2 | {np.mean(final):.3f} [" in text
-    for name in ("curves.png", "mass-lava.png"):
+    for name in ("curves.png", "drawn-lava.png"):
         assert (tmp_path / name).stat().st_size > 5_000
 
 
