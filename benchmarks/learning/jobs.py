@@ -55,8 +55,8 @@ def work(jobs: Iterable[Job], results: Path) -> Iterator[Job]:
 
 
 def about(job: Job) -> dict[str, Any]:
-    """Returns what a result says of its run: the commit, the configuration, the machine."""
-    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", *MEASURED)
+    """Returns what a result says of its run: the last commit that touches what it depends on, the arm, the machine."""
+    commit, changed = _git("log", "-1", "--format=%H", "--", *MEASURED), _git("status", "--porcelain", "--", *MEASURED)
     if job.counted and changed:
         raise Unregistered(f"expected a tree as committed before the counted run {job}, got changes:\n{changed}")
     return {
