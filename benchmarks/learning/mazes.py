@@ -157,9 +157,9 @@ class MazeWorld:
     def connected(self) -> Iterator[tuple[LevelReplayVector, Trainer]]:
         with launch(self.config) as server, Trainer(server.address) as trainer:
             makers = [lambda: LevelReplay(MazeEnv(), server.address, set_level=set_maze)] * NUM_ENVS
-            envs = LevelReplayVector(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED), server.address)
-            yield envs, trainer
-            envs.close()
+            mazes = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+            with contextlib.closing(LevelReplayVector(mazes, server.address)) as envs:
+                yield envs, trainer
 
     def difficulties_of(self, levels: np.ndarray) -> np.ndarray:
         return np.array([self._difficulty_of[level] for level in levels.tolist()], np.int64)

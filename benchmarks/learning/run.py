@@ -66,9 +66,9 @@ class World:
     def connected(self) -> Iterator[tuple[LevelReplayVector, Trainer]]:
         """Yields the vector env whose levels the server chooses, and who tells about the curriculum."""
         with launch(self.config) as server, Trainer(server.address) as trainer:
-            envs = LevelReplayVector(FastMiniGrid(self.levels, NUM_ENVS, self.actions), server.address)
-            yield envs, trainer
-            envs.close()
+            fast = FastMiniGrid(self.levels, NUM_ENVS, self.actions)
+            with contextlib.closing(LevelReplayVector(fast, server.address)) as envs:
+                yield envs, trainer
 
     def difficulties_of(self, levels: np.ndarray) -> np.ndarray:
         """Returns (m,) the difficulties of levels."""
