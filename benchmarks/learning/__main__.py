@@ -52,7 +52,7 @@ def main() -> None:
     else:
         results = options.results or HERE / ("quick" if options.quick else "results")
         if options.command == "tables":
-            write_evidence(results, results)
+            write_evidence(results)
         else:
             begun_s = time.monotonic()
             for job in work(quick() if options.quick else registered(), results):

@@ -291,7 +291,7 @@ def test_one_command_makes_tables_and_figures_from_the_rows(tmp_path):
             rows = list(run(job, InProcessWorld(job), NUM_UPDATES))
             for task in ("lava", *(task for task, plan in study.STUDY.items() if plan.role == "primary")):
                 jobs.write(tmp_path / f"{task}.{arm}.{seed}.csv", jobs.about(job) | {"task": task}, rows)
-    write_evidence(tmp_path, tmp_path)
+    write_evidence(tmp_path)
     text = (tmp_path / "tables.md").read_text()
     assert text.startswith("16 runs, seeds 0 to 1, on commit ")
     assert text.index("## The primary tasks together") < text.index("## keys16 (primary, 12 M steps)")
@@ -304,7 +304,7 @@ def test_one_command_makes_tables_and_figures_from_the_rows(tmp_path):
 
 def test_no_results_no_tables(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected results \(\*\.csv\)"):
-        write_evidence(tmp_path, tmp_path)
+        write_evidence(tmp_path)
 
 
 def test_steps_to_reach_are_between_two_evaluations():
