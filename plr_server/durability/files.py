@@ -45,6 +45,7 @@ def create(path: Path, buffers: Sequence[Any]) -> int:
         write_all(file, buffers)
         os.fsync(file)
         temporary.rename(path)
+        temporary = path
         sync_folder(path.parent)
     except BaseException:
         os.close(file)

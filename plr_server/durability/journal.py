@@ -7,6 +7,7 @@ in new files takes its place.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
@@ -132,4 +133,5 @@ class Journal:
         """Closes the file, once nothing is done to it in the background."""
         if self._syncing is not None:
             self._syncing[1].exception()
-        os.close(self._file)
+        with contextlib.suppress(OSError):  # of a write that failed, which has been told
+            os.close(self._file)

@@ -168,7 +168,10 @@ def _chain(paths: list[Path], epoch: int, begin: Link, damaged: dict[Path, State
         if segment is None:
             damaged[path] = StateDamaged(str(path), "its first record", "it cannot be read", at_stake)
             break
-        if segment.origin.epoch != epoch or Link(segment.first.sequence, segment.first.previous) != end:
+        follows = segment.origin.epoch == epoch and Link(segment.first.sequence, segment.first.previous) == end
+        if not (follows or segment.num_commands):
+            continue  # begun, but the one before went on
+        if not follows:
             reason = f"it does not follow from command {end.sequence}, the last before it"
             damaged[path] = StateDamaged(str(path), "its first record", reason, at_stake)
             break

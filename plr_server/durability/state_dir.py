@@ -101,7 +101,7 @@ class StateDir:
         self._since = self._digested = self.sequence  # the newest snapshot, the newest digest
         self._snapshot: tuple[int, Future[None]] | None = None  # its generation
         self._wanted = False  # a snapshot
-        self._closed = False
+        self._closed = self._complained = False  # about a write that failed
         self._behind: str | None = None  # why the newest state is in memory alone
         self._sync_s = self._retry_s = time.monotonic()
 
@@ -144,11 +144,15 @@ class StateDir:
             try:
                 self._journal.append(kind, payload)
             except OSError as exc:
-                logger.error("%s could not be written to %s: %s", op, self._path, exc)  # noqa: TRY400
+                if not self._complained:
+                    logger.error("%s could not be written to %s: %s", op, self._path, exc)  # noqa: TRY400
+                self._complained = True
                 if not needed or self._journal.failed is not None:
                     self._fall_behind(exc)
                 if needed:
                     raise StateNotWritten(op, f"{exc}") from exc
+            else:
+                self._complained = False
             self.sequence += 1
         elif needed:
             raise StateNotWritten(op, self._behind)
@@ -214,11 +218,12 @@ class StateDir:
         """Takes a snapshot, which is on the disk when this returns.
 
         Raises:
-            StateNotWritten: it cannot be written.
+            StateNotWritten: it cannot be written; the journal goes on.
         """
-        self._catch_up()
-        if self._behind is not None:
-            raise StateNotWritten("save", self._behind)
+        try:
+            self._start_over()
+        except OSError as exc:
+            raise StateNotWritten("save", f"{exc}") from exc
 
     def close(self) -> None:
         """Takes a last snapshot, so that the next start has nothing to replay, and lets the folder go; once."""
@@ -226,7 +231,12 @@ class StateDir:
             return
         self._closed = True
         if self._journal is not None:
-            self._catch_up()
+            try:
+                self._start_over()
+            except OSError as exc:
+                logger.error("no last snapshot could be written, the journal has it: %s", exc)  # noqa: TRY400
+                with contextlib.suppress(OSError):
+                    self._journal.sync()
             self._journal.close()
         self._background.shutdown()
         os.close(self._lock)
@@ -295,10 +305,10 @@ class StateDir:
             journal.close()
             journal.path.unlink()
             raise
-        if old is not None:
-            old.close()
         self._journal, self._synced, self._since = journal, self.sequence, self.sequence
         self._wanted, self._behind = False, None
+        if old is not None:
+            old.close()
         self._remove_before(self._generation)
 
     def _new_journal(self, after: Link) -> Journal:

@@ -202,6 +202,42 @@ def test_save_takes_a_snapshot_now(folder, open_server):
     assert read_history(folder).state == ["x"]
 
 
+@pytest.mark.parametrize("fails", ["fsync", "fdatasync"])
+def test_a_save_that_fails_leaves_the_journal_going_on(folder, open_server, monkeypatch, fails):
+    """Whichever it is that cannot be synced: the new journal, the snapshot, the folder after either."""
+    monkeypatch.setattr(module, "SNAPSHOT_AFTER_COMMANDS", 12)
+    server = open_server()
+    for after in range(4):
+        server.do(f"{after}")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, fails, refuse(getattr(os, fails), after=after))
+            with contextlib.suppress(StateNotWritten):
+                server.dir.save()
+        server.do(f"{after} and on")
+        assert recovered(folder) == server.commands
+    for number in range(30):
+        server.do(f"{number}")
+        server.dir.look_after()
+    assert recovered(folder) == server.commands
+
+
+def test_a_journal_that_was_begun_and_never_used_is_passed_over(folder, open_server, monkeypatch, at_once):  # noqa: ARG001
+    """The system's crash has brought back what a cut that failed had taken away again."""
+    monkeypatch.setattr(module, "SNAPSHOT_AFTER_COMMANDS", 3)
+    monkeypatch.setattr(module, "write_snapshot", refuse(module.write_snapshot, after=1))
+    server = open_server()
+    server.do("before")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(StateNotWritten):
+            server.dir.save()
+    for number in range(8):
+        server.do(f"{number}")
+        server.dir.look_after()
+    assert len(generations(folder, "journal")) > 2
+    assert readable(folder) == server.commands
+
+
 def test_a_snapshot_that_fails_leaves_the_journal_going_on(folder, open_server, monkeypatch):
     monkeypatch.setattr(module, "SNAPSHOT_AFTER_COMMANDS", 10)
     failed = []
