@@ -285,6 +285,64 @@ def test_killed_before_and_after_every_change_of_a_file(folder, monkeypatch, at_
     assert num_checked > 100
 
 
+class Disk:
+    """What a loss of power leaves of a folder: names as they were when it was last synced, and files likewise."""
+
+    def __init__(self, folder):
+        self.folder, self.names, self.synced = folder, {}, {}  # name -> inode, inode -> bytes
+
+    def sync(self, file):
+        path = Path(f"/proc/self/fd/{file}").readlink()
+        if path == self.folder:
+            self.names = {each.name: each.stat().st_ino for each in path.iterdir()}
+        elif path.parent == self.folder:
+            self.synced[path.stat().st_ino] = path.read_bytes()
+
+    def left(self):
+        copy = self.folder.with_name("left")
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        for name, inode in self.names.items():
+            (copy / name).write_bytes(self.synced.get(inode, b""))
+        return copy
+
+
+@pytest.mark.parametrize("fsync", ["interval", "always"])
+def test_power_lost_before_and_after_every_change_of_a_file(folder, monkeypatch, at_once, fsync):  # noqa: ARG001
+    """The least that a disk has to keep is enough for all that was said to be durable, and is never damage."""
+    monkeypatch.setattr(module, "SNAPSHOT_AFTER_COMMANDS", 5)
+    disk, said, num_durable, num_checked = Disk(folder), [], 0, 0
+
+    def then_on_disk(do):
+        def synced(file):
+            do(file)
+            disk.sync(file)
+
+        return synced
+
+    def check():
+        nonlocal num_checked
+        known = recovered(disk.left())
+        assert known == said[: len(known)]
+        assert len(known) >= num_durable
+        num_checked += 1
+
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, then_on_disk(getattr(os, name)))
+    checking_around(monkeypatch, check)
+    for start in range(2):
+        server = Server(folder, fsync=fsync)
+        for number in range(14):
+            said.append(f"{start} {number}")
+            server.do(said[-1])
+            assert server.dir.commit()
+            num_durable = server.dir.durable
+            server.dir.look_after()
+        server.dir.close()
+    assert num_checked > 100
+    assert num_durable > 20
+
+
 def checking_around(monkeypatch, check):
     """Has `check` called before and after every change of a file, but not within itself."""
     checking = False

@@ -197,14 +197,17 @@ def test_a_request_is_the_same_after_it_was_written_down():
 # ---- exactly once
 
 
+@pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize("op", ["next", "push", "push_scores"])
-def test_a_request_that_comes_again_after_a_restart_is_applied_once_and_answered_the_same(servers, op):
+def test_a_request_that_comes_again_after_a_restart_is_applied_once_and_answered_the_same(servers, op, saved):
     arrays = {"push": faults.block(), "push_scores": {"levels": np.arange(3), "scores": np.ones(3)}}.get(op, {})
     frames = faults.request(op, arrays, args={"k": 2} if op == "next" else {})
     first = servers()
     first.ask(faults.hello())
     reply, state = first.ask(frames), first.dispatcher.state()
     assert reply.error is None
+    if saved:
+        first.log.save()
     second = first.killed()
     again = second.ask(faults.request(op, arrays, connection=2, args={"k": 2} if op == "next" else {}), b"\x01new")
     assert (again.id, again.error, again.result) == (reply.id, None, reply.result)
