@@ -1,8 +1,8 @@
 """What a state directory costs: pushes and levels with the journal on and off, recovery, and snapshots.
 
-Servers with and without `--state-dir`, in interleaved rounds of one run, each through one client over ipc:
+Servers with and without `--state-dir`, each through one client over ipc, their calls in turns:
 
-  push           blocks of 256 x 64 float32, in steps/s
+  push           blocks of 256 x 64 float32, in steps/s at the median
   next(1)        a round trip at the caller, p50 in µs; 200 levels, all seen
   next(1) x 16   16 client processes at once, in all; under `always`, what they share a sync for
 
@@ -17,6 +17,7 @@ The ratio of a row is against the same without a journal.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import shutil
 import tempfile
@@ -51,9 +52,8 @@ def main() -> None:
                 kept = {} if fsync == WITHOUT else {"state_dir": f"{folder}/{fsync}", "fsync": fsync}
                 addresses[fsync] = stack.enter_context(launch(Config(levels=range(NUM_LEVELS)), **kept)).address
             for _ in range(options.rounds):
-                for fsync, address in addresses.items():
-                    for name, value in one_round(address):
-                        measured[f"{name}, {fsync}"].append(value)
+                for name, value in one_round(addresses):
+                    measured[name].append(value)
         for number in range(options.rounds):
             for name, value in many_levels(Path(folder) / f"{number}"):
                 measured[name].append(value)
@@ -71,26 +71,35 @@ def unit(name: str) -> str:
     return "steps/s" if "push" in name else "/s" if "x 16" in name else "µs" if "next" in name else "ms"
 
 
-def one_round(address: str) -> Iterator[tuple[str, float]]:
+def one_round(addresses: dict[str, str]) -> Iterator[tuple[str, float]]:
     rng = np.random.default_rng(0)
     shape = (NUM_STEPS, NUM_COLUMNS)
     dones = rng.random(shape) < 1 / 75  # about 220 episodes in a block
     levels = (np.cumsum(dones, axis=0) - dones + np.arange(NUM_COLUMNS)) % NUM_LEVELS
     values, rewards = rng.random(shape, dtype=np.float32), rng.random(shape, dtype=np.float32)
-    with Trainer(address) as trainer, LevelClient(address) as client:
-        trainer.push(values, rewards, dones, levels, values[-1])
-        started = time.perf_counter()
-        for _ in range(PUSHES):
-            trainer.push(values, rewards, dones, levels, values[-1])
-        yield "push 256 x 64", PUSHES * dones.size / (time.perf_counter() - started)
-        times_us = np.empty(ROUND_TRIPS)
-        for i in range(ROUND_TRIPS):
-            started = time.perf_counter()
-            client.next()
-            times_us[i] = 1e6 * (time.perf_counter() - started)
-        yield "next(1), p50", float(np.median(times_us))
-    with multiprocessing.get_context("fork").Pool(CLIENTS) as pool:
-        yield f"next(1) x {CLIENTS}", sum(pool.map(asks, [address] * CLIENTS, chunksize=1)) / TOGETHER_S
+    with ExitStack() as stack:
+        trainers = {name: stack.enter_context(Trainer(address)) for name, address in addresses.items()}
+        clients = {name: stack.enter_context(LevelClient(address)) for name, address in addresses.items()}
+        pushes = {
+            name: functools.partial(trainer.push, values, rewards, dones, levels, values[-1])
+            for name, trainer in trainers.items()
+        }
+        for name, median_ms in medians_ms(pushes, PUSHES).items():
+            yield f"push 256 x 64, {name}", 1e3 * dones.size / median_ms
+        for name, median_ms in medians_ms({name: each.next for name, each in clients.items()}, ROUND_TRIPS).items():
+            yield f"next(1), p50, {name}", 1e3 * median_ms
+    for name, address in addresses.items():
+        with multiprocessing.get_context("fork").Pool(CLIENTS) as pool:
+            yield f"next(1) x {CLIENTS}, {name}", sum(pool.map(asks, [address] * CLIENTS, chunksize=1)) / TOGETHER_S
+
+
+def medians_ms(calls: dict[str, Callable[[], object]], num: int) -> dict[str, float]:
+    """Times calls one after the other, in turns, so that a busy machine hits all alike."""
+    times_ms = {name: np.array([]) for name in calls}
+    for _ in range(num):
+        for name, call in calls.items():
+            times_ms[name] = np.append(times_ms[name], timed_ms(call))
+    return {name: float(np.median(each[1:])) for name, each in times_ms.items()}
 
 
 def asks(address: str) -> int:
