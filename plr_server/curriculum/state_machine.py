@@ -60,7 +60,7 @@ class Curriculum:
         self._open_space = self._space if isinstance(self._space, OpenSpace) else None
         self._payloads = self._space if isinstance(self._space, PayloadSpace) else None
         self._num_levels = len(self._space)
-        self._sampler = Sampler(self._num_levels, **_sampling(config))
+        self._sampler = Sampler(self._num_levels, **sampling_options(config))
         self._rng = np.random.Generator(np.random.PCG64(config.seed))
         self._available = self._all_unseen()  # and not in flight
         self._held: dict[str, dict[int, int]] = {}  # holder -> slot -> level
@@ -530,6 +530,24 @@ class Curriculum:
                 raise LevelOutsideSpace("levels", "ids of levels in the table or waiting", f"level {level}")
         return [(level, space.packed(level), space.parent(level)) for level in ids.tolist()]
 
+    def counters(self) -> dict[str, int]:
+        """Returns what can be told without a look at every level: those of `stats` that count.
+
+        Returns:
+            levels, levels_seen, draws, in_flight, replays, pushes, steps, episodes, scores, entered, evicted, rejected,
+            forgotten, waiting; each as in `stats`.
+        """
+        return {
+            "levels": self._num_levels,
+            "levels_seen": self._sampler.num_seen,
+            "draws": self._sampler.draws,
+            "in_flight": sum(self._in_flight.values()),
+            **self._counts,
+            **self._table.counts(),
+            "forgotten": self._scorer.forgotten,
+            "waiting": 0 if self._open_space is None else self._open_space.num_waiting,
+        }
+
     def stats(self) -> dict[str, Any]:
         """Returns what has happened so far and where the sampling mass is.
 
@@ -543,22 +561,15 @@ class Curriculum:
             space (0 for others): entered, evicted and rejected (scores of levels that did not enter), waiting (new
             levels kept until they have a score); levels is its capacity.
         """
-        sampler, total = self._sampler, self._num_levels
+        sampler = self._sampler
         weights = self.weights()
         mass = weights[weights > 0]
         seen_scores = sampler.scores[sampler.seen]
         return {
             "strategy": self._scorer.scoring,
-            "levels": total,
-            "levels_seen": sampler.num_seen,
-            "seen_share": sampler.num_seen / total,
-            "draws": sampler.draws,
+            **self.counters(),
+            "seen_share": sampler.num_seen / self._num_levels,
             "replay_share": self._counts["replays"] / max(sampler.draws, 1),
-            "in_flight": sum(self._in_flight.values()),
-            **self._counts,
-            **self._table.counts(),
-            "forgotten": self._scorer.forgotten,
-            "waiting": 0 if self._open_space is None else self._open_space.num_waiting,
             "mean_score": float(seen_scores.mean()) if len(seen_scores) else 0.0,
             "max_score": float(seen_scores.max()) if len(seen_scores) else 0.0,
             "effective_levels": math.exp(-float((mass * np.log(mass)).sum())) if len(mass) else 0.0,
@@ -612,7 +623,7 @@ class Curriculum:
         state = copy.deepcopy(dict(state))
         curriculum = cls(Config.from_dict(state["config"]))
         curriculum._scorer.restore(state["scorer"])
-        curriculum._sampler = Sampler.from_state(state["sampler"], **_sampling(curriculum.config))
+        curriculum._sampler = Sampler.from_state(state["sampler"], **sampling_options(curriculum.config))
         curriculum._rng.bit_generator.state = state["generator"]
         curriculum._available = curriculum._all_unseen()
         if curriculum._open_space is not None:
@@ -628,7 +639,8 @@ class Curriculum:
         return curriculum
 
 
-def _sampling(config: Config) -> dict[str, Any]:
+def sampling_options(config: Config) -> dict[str, Any]:
+    """Returns the keyword arguments of the `Sampler` that a curriculum of this configuration draws with."""
     return {
         "transform": "constant" if config.strategy == "uniform" else config.transform,
         "temperature": config.temperature,

@@ -243,17 +243,23 @@ class Sampler:
 
     def weights(self) -> Floats:
         """Returns (N,) P_replay, hidden levels included: 0 where unseen, 0 everywhere while nothing is seen."""
-        with self.all_shown():
-            return self._visible_weights()
+        by_score, by_staleness = self.parts()
+        return by_score + by_staleness if self._staleness_coef else by_score
 
-    def _visible_weights(self) -> Floats:
+    def parts(self) -> tuple[Floats, Floats]:
+        """Returns (1 - ρ) P_S and ρ P_C, (N,) each, which add up to `weights`."""
+        with self.all_shown():
+            return self._visible_parts()
+
+    def _visible_parts(self) -> tuple[Floats, Floats]:
+        nothing: Floats = np.zeros(len(self.scores))
         if not self.num_seen:
-            return np.zeros(len(self.scores))
+            return nothing, nothing
         by_score = self._by_score()
         p_score: Floats = by_score.weights() if by_score else self.seen / self.num_seen
         if not self._staleness_coef:
-            return p_score
-        return (1.0 - self._staleness_coef) * p_score + self._staleness_coef * self._history.weights()
+            return p_score, nothing
+        return (1.0 - self._staleness_coef) * p_score, self._staleness_coef * self._history.weights()
 
     def state(self) -> dict[str, Any]:
         """Returns a copy of the state: scores, seen, last_drawn (N,) and draws."""
