@@ -35,6 +35,7 @@ def shipped(exp_name: str, *, tiny: bool) -> tuple[Any, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--exp-name", default="bigfish_plr", help="folder for logs and checkpoints")
+    parser.add_argument("--seed", type=int, default=0, help="of the run, its curriculum included")
     parser.add_argument("--max-env-step", type=int, default=25_000_000)
     parser.add_argument("--address", help="of a running server, instead of one that ends with the run")
     parser.add_argument("--tiny", action="store_true")
@@ -42,7 +43,7 @@ def main() -> None:
     config, create = shipped(args.exp_name, tiny=args.tiny)
     if args.address:
         config.level_replay = {"strategy": config.level_replay.strategy, "address": args.address}
-    serial_pipeline_plr((config, create), seed=0, max_env_step=args.max_env_step)
+    serial_pipeline_plr((config, create), seed=args.seed, max_env_step=args.max_env_step)
 
 
 if __name__ == "__main__":

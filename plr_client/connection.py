@@ -1,14 +1,15 @@
 """One client's connection to the server: a lazy DEALER socket, one request under way, sent again until answered.
 
-Used by plr_client.levels and plr_client.trainer. It knows nothing of levels or scores, never starts a thread and never
-uses a socket in a process that did not open it: after a fork the child opens its own, under a session of its own.
+Used by plr_client.levels and plr_client.trainer. It knows nothing of levels or scores, never starts a thread of its own
+and never uses a socket in a process that did not open it: after a fork the child opens its own, under a session of its
+own. All connections of a process share one ZeroMQ context, its threads and its descriptors.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
+import resource
 import threading
 import time
 import uuid
@@ -20,9 +21,10 @@ from typing import Any
 import zmq
 from numpy.typing import NDArray
 
-from plr_client.errors import InvalidInput, MessageTooLarge, ServerUnreachable
+from plr_client.errors import InvalidInput, MessageTooLarge, ServerUnreachable, SessionExpired, TooManyOpenFiles
 from plr_client.protocol import (
     MAX_FRAME_BYTES,
+    MAX_REQUEST_FRAMES,
     Frames,
     Notice,
     Reply,
@@ -33,27 +35,82 @@ from plr_client.protocol import (
 
 FIRST_ATTEMPT_S = 2.0  # an unanswered request is sent again after 2 s, 4 s, 8 s, ... on a fresh socket
 HEARTBEAT_MS = 5_000  # a peer silent for three heartbeats is taken for gone by the transport
-GOODBYE_LINGER_MS = 200
+GOODBYE_S = 0.2  # how long to wait for the answer to a goodbye
+COPIED_BYTES = 64 * 1024  # of a frame; to send a larger one from where it lies costs less than to copy it
+SPARE_FILES = 16  # that can be opened before a socket is: libzmq ends the process where it finds none
 
-# A forked child keeps its parent's sockets alive and untouched for ever: closing them is the parent's business.
+_HARMLESS_TWICE = frozenset(("next", "stats", "weights", "scores", "levels"))
+_NONE: Mapping[str, Any] = {}
+
+# A forked child keeps its parent's context and sockets alive and untouched: closing them is the parent's business.
 _inherited: list[Any] = []
 
 
-@dataclasses.dataclass(slots=True)
+class _Process:
+    """What the connections of this process share."""
+
+    def __init__(self) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self.start_afresh()
+
+    def start_afresh(self) -> None:
+        """For a forked child too, where a thread that is not here may hold the parent's lock."""
+        _inherited.append(self._context)
+        self._context = None
+        self._lock = threading.Lock()
+
+    def socket(self) -> zmq.Socket[bytes]:
+        with self._lock:
+            _have_spare_files()
+            if self._context is None:
+                self._context = zmq.Context()
+                self._context.set(zmq.MAX_SOCKETS, self._context.get(zmq.SOCKET_LIMIT))
+            return self._context.socket(zmq.DEALER)
+
+
+_process = _Process()
+os.register_at_fork(after_in_child=_process.start_afresh)
+
+
+def _have_spare_files() -> None:
+    """Raises this process's soft limit of open files where it is near.
+
+    Raises:
+        TooManyOpenFiles: the hard limit is near.
+    """
+    opened: list[int] = []
+    try:
+        while len(opened) < SPARE_FILES:
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as exc:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft >= hard:
+            raise TooManyOpenFiles(hard) from exc
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2 * soft, hard), hard))
+    finally:
+        for file in opened:
+            os.close(file)
+
+
 class Pending:
     """A request under way.
 
     Attributes:
-        sequence: its number in the session, and its id.
-        frames: what is sent, and sent again.
+        request: what is asked for.
+        frames: what is sent.
         attempts: how often it was sent.
         sent_s: when last, on the monotonic clock.
+        renewed: whether it was sent again in a session begun anew.
     """
 
-    sequence: int
-    frames: Frames
-    attempts: int = 0
-    sent_s: float = 0.0
+    __slots__ = ("attempts", "frames", "renewed", "request", "sent_s")
+
+    def __init__(self, request: Request, frames: Frames) -> None:
+        self.request = request
+        self.frames = frames
+        self.attempts = 0
+        self.sent_s = 0.0
+        self.renewed = False
 
 
 class Connection:
@@ -63,6 +120,7 @@ class Connection:
 
     Attributes:
         session: whom the server takes this client for: another after `close`, and in a forked child.
+        epoch: the run of the server's state that the session was begun in; None before.
 
     Args:
         address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
@@ -95,11 +153,14 @@ class Connection:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self.session = uuid.uuid4().hex
+        self.epoch: int | None = None
         self._sequence = 0
+        self._num_opened = 0
         self._greeted = False
         self._closing_seen = False
         self._max_frame_bytes = MAX_FRAME_BYTES
         self._socket: zmq.Socket[bytes] | None = None
+        self._patience_ms = -1  # the socket's RCVTIMEO
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def request(
@@ -139,10 +200,8 @@ class Connection:
             PlrError: as `request`, where a hello has to go first, or the request is too large.
         """
         if not self._greeted:
-            hello = self.reply(self._send_numbered("hello", {"pid": self._pid}, {}))
-            self._max_frame_bytes = int(hello.result["max_frame_bytes"])
-            self._greeted = True
-        return self._send_numbered(op, args or {}, arrays or {})
+            self._greet()
+        return self._send_numbered(op, args or _NONE, arrays or _NONE)
 
     def reply(self, pending: Pending) -> Reply:
         """Waits for the reply, and sends the request again where none comes.
@@ -150,18 +209,27 @@ class Connection:
         Raises:
             PlrError: as `request`; `timeout_s` counts from this call on.
         """
-        started = time.monotonic()
-        while (left_s := self.timeout_s - (time.monotonic() - started)) > 0:
-            unanswered_s = time.monotonic() - pending.sent_s
-            patience_s = FIRST_ATTEMPT_S * 2 ** (pending.attempts - 1)
-            reply = self._receive(pending.sequence, min(left_s, max(0.0, patience_s - unanswered_s)))
-            if reply is None and left_s > patience_s - unanswered_s:
+        started = now = time.monotonic()
+        try:
+            while (left_s := self.timeout_s - (now - started)) > 0:
+                unanswered_s = now - pending.sent_s
+                patience_s = FIRST_ATTEMPT_S * 2.0 ** (pending.attempts - 1)
+                reply = self._receive(pending.request.sequence, min(left_s, max(0.0, patience_s - unanswered_s)))
+                if reply is None:
+                    if left_s > patience_s - unanswered_s:
+                        self._hang_up()
+                        self._transmit(pending)
+                elif reply.error is None:
+                    return reply
+                elif isinstance(reply.error, SessionExpired):
+                    self._renew(pending, reply)
+                else:
+                    raise reply.error  # noqa: TRY301
+                now = time.monotonic()
+        except BaseException:
+            if len(pending.frames) > 1:  # interrupted, perhaps: the arrays may be the caller's own memory
                 self._hang_up()
-                self._transmit(pending)
-            elif reply is not None:
-                if reply.error is not None:
-                    raise reply.error
-                return reply
+            raise
         self._hang_up()
         hint = (
             "the server said it was stopping: start it again, it is found by itself"
@@ -177,65 +245,118 @@ class Connection:
         with self._lock:
             if self._socket is None and not self._greeted:
                 return
-            socket = self._socket or self._open()  # after a timeout too: the server may be there and know this session
-            self._sequence += 1
-            socket.setsockopt(zmq.LINGER, GOODBYE_LINGER_MS)
-            self._put(socket, encode_request(Request(0, self.session, self._sequence, "goodbye")))
+            # After a timeout too: the server may be there and know this session.
+            goodbye = self._send_numbered("goodbye", _NONE, _NONE)
+            self._receive(goodbye.request.sequence, GOODBYE_S)
             self._hang_up()
             self._greeted = False
             self.session = uuid.uuid4().hex
+            self._sequence = self._num_opened = 0
+
+    def _greet(self) -> None:
+        hello = self.reply(self._send_numbered("hello", {"pid": self._pid}, _NONE))
+        self._max_frame_bytes = int(hello.result["max_frame_bytes"])
+        self.epoch = hello.epoch
+        self._greeted = True
+
+    def _renew(self, pending: Pending, refusal: Reply) -> None:
+        """Begins the session anew where the server does not know it, and sends the refused request again.
+
+        The refused copy was not applied. An earlier copy may have been; but not to a state of another epoch.
+        """
+        op, attempts = pending.request.op, pending.attempts
+        if op == "hello" or pending.renewed:
+            assert refusal.error is not None  # noqa: S101  narrows the type
+            raise refusal.error
+        self._greeted = False
+        if attempts > 1 and refusal.epoch == self.epoch and op not in _HARMLESS_TWICE:
+            raise SessionExpired(op, f"sent {attempts} times and applied once or not at all, which is not known")
+        self._greet()
+        self._sequence += 1
+        pending.request = pending.request._replace(sequence=self._sequence, connection=0)
+        pending.attempts, pending.renewed = 0, True
+        self._transmit(pending)
 
     def _send_numbered(self, op: str, args: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Pending:
+        if self._socket is None:
+            self._open()
         sequence = self._sequence + 1
-        frames = encode_request(Request(sequence, self.session, sequence, op, args, arrays, self.curriculum))
+        request = Request(self.session, self._num_opened, sequence, self.curriculum, op, args, arrays)
+        frames = encode_request(request)
         for name, array in arrays.items():
             if array.nbytes > self._max_frame_bytes:
                 raise MessageTooLarge(name, self._max_frame_bytes, array.nbytes)
+        limit = self._max_frame_bytes * MAX_REQUEST_FRAMES
+        if len(frames) > MAX_REQUEST_FRAMES and (num_bytes := sum(map(len, frames))) > limit:
+            raise MessageTooLarge("all arrays", limit, num_bytes)
         self._sequence = sequence  # taken only by what can be sent
-        pending = Pending(sequence, frames)
+        pending = Pending(request, frames)
         self._transmit(pending)
         return pending
 
     def _transmit(self, pending: Pending) -> None:
+        socket = self._socket or self._open()
+        if pending.request.connection != self._num_opened:
+            pending.request = pending.request._replace(connection=self._num_opened)
+            pending.frames = encode_request(pending.request)
         pending.attempts += 1
         pending.sent_s = time.monotonic()
-        self._put(self._socket or self._open(), pending.frames)
+        self._put(socket, pending.frames)
 
-    def _receive(self, request_id: int, within_s: float) -> Reply | None:
+    def _receive(self, number: int, within_s: float) -> Reply | None:
         """Returns the reply to a request, or None when `within_s` have passed without one."""
         socket = self._socket or self._open()
-        deadline = time.monotonic() + within_s
-        while socket.poll(max(0, int((deadline - time.monotonic()) * 1000) + 1)):
-            reply = decode_reply(socket.recv_multipart())
+        deadline: float | None = None
+        while True:
+            patience_ms = max(0, int(within_s * 1000) + 1)
+            if patience_ms != self._patience_ms:
+                socket.setsockopt(zmq.RCVTIMEO, patience_ms)
+                self._patience_ms = patience_ms
+            if deadline is None:
+                deadline = time.monotonic() + within_s
+            try:
+                frame = socket.recv(copy=False)
+            except zmq.Again:
+                return None
+            frames: list[Any] = [frame.bytes]
+            while frame.more:
+                frame = socket.recv(copy=False)
+                frames.append(frame.buffer)
+            reply = decode_reply(frames)
             if isinstance(reply, Notice):
                 self._closing_seen |= reply.notice == "closing"
-            elif reply.id == request_id:
+            elif reply.id == number or reply.id is None:  # None: the server could not even read the number
                 self._closing_seen = False
                 return reply
-            elif reply.id is None:  # the server could not even read the id
-                return reply
-        return None
+            within_s = deadline - time.monotonic()
+            if within_s <= 0:
+                return None
 
     @staticmethod
     def _put(socket: zmq.Socket[bytes], frames: Frames) -> None:
+        last = len(frames) - 1
         with contextlib.suppress(zmq.Again):  # the queue to an absent server is full: the attempt runs out instead
-            socket.send_multipart(frames, zmq.DONTWAIT)
+            for i, frame in enumerate(frames):
+                flags = zmq.DONTWAIT | zmq.SNDMORE if i < last else zmq.DONTWAIT
+                socket.send(frame, flags, copy=len(frame) < COPIED_BYTES)
 
     def _open(self) -> zmq.Socket[bytes]:
-        context = zmq.Context()
-        socket = context.socket(zmq.DEALER)
+        socket = _process.socket()
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IDENTITY, b"\x01" + uuid.uuid4().bytes)  # must not begin with a zero byte
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+        if self.address.startswith("tcp://["):
+            socket.setsockopt(zmq.IPV6, 1)
         try:
             socket.connect(self.address)
         except zmq.ZMQError as exc:
             socket.close()
-            context.term()
             raise InvalidInput("address", "an address ZeroMQ can connect to", f"{self.address} ({exc})") from exc
         self._socket = socket
-        self._finalizer = weakref.finalize(self, _close, context, socket, os.getpid())
+        self._patience_ms = -1
+        self._num_opened += 1
+        self._finalizer = weakref.finalize(self, _close, socket, os.getpid())
         return socket
 
     def _hang_up(self) -> None:
@@ -244,9 +365,8 @@ class Connection:
         self._socket = self._finalizer = None
 
 
-def _close(context: zmq.Context[Any], socket: zmq.Socket[bytes], pid: int) -> None:
+def _close(socket: zmq.Socket[bytes], pid: int) -> None:
     if pid == os.getpid():
         socket.close()
-        context.term()
     else:
-        _inherited.append((context, socket))
+        _inherited.append(socket)

@@ -12,6 +12,10 @@
     │   ├── VersionMismatch              the two ends speak different protocol versions
     │   ├── UnknownOperation             an operation the server does not have
     │   └── MessageTooLarge              more bytes or frames than the server takes
+    ├── SessionExpired               a request in a session that the server has forgotten
+    ├── TooManySessions              the server takes no more clients
+    ├── RepliesUnread                a client that asks for more than it reads
+    ├── TooManyOpenFiles             this process can open no more connections
     ├── ServerError                      the server failed at a valid request (its log has the traceback)
     ├── StepsDropped                     steps pushed one by one made a block that cannot be scored
     ├── ScoreFunctionError               a score function of yours raised, or returned what is no score
@@ -54,10 +58,9 @@ class PlrError(Exception):
     def __str__(self) -> str:
         return self.template.format(**dict(zip(self.fields, self.args, strict=True)))
 
-    def to_wire(self) -> dict[str, Any]:
-        """Returns `{"code": ..., "fields": [...]}`, values that msgpack can carry."""
-        plain = [value if isinstance(value, str | int | float) else str(value) for value in self.args]
-        return {"code": self.code, "fields": plain}
+    def to_wire(self) -> list[Any]:
+        """Returns `[code, fields]`, values that msgpack and JSON can carry, whatever the error holds."""
+        return [self.code, [value if isinstance(value, int | float) else _encodable(str(value)) for value in self.args]]
 
 
 class InvalidInput(PlrError, ValueError):
@@ -188,6 +191,73 @@ class MessageTooLarge(ProtocolError):
     got: int
 
 
+class SessionExpired(PlrError):
+    """The server does not know the session of a request, which only a hello begins, and has not applied the request.
+
+    It forgets a client that said goodbye, or was gone for long. A client of this project says hello anew by itself
+    where nothing can be applied twice; where that is not known, this reaches the caller.
+
+    Attributes:
+        op: what was asked for.
+        outcome: what is known of the request.
+    """
+
+    code = "session_expired"
+    fields = ("op", "outcome")
+    template = "session: expected one that the server knows, got one it has forgotten; {op}: {outcome}"
+
+    op: str
+    outcome: str
+
+
+class TooManySessions(PlrError):
+    """The server takes no more clients.
+
+    Attributes:
+        scope: what the limit is of.
+        limit: how many there may be.
+    """
+
+    code = "too_many_sessions"
+    fields = ("scope", "limit")
+    template = "sessions: expected at most {limit} {scope}, got one more; close clients that are done"
+
+    scope: str
+    limit: int
+
+
+class RepliesUnread(PlrError):
+    """The client has not read so much of what it asked for that this reply was dropped; the request was applied.
+
+    Attributes:
+        scope: whose unread replies the limit is of.
+        limit: bytes that may wait.
+    """
+
+    code = "replies_unread"
+    fields = ("scope", "limit")
+    template = "replies: expected at most {limit} bytes unread {scope}, got more; read a reply before you ask again"
+
+    scope: str
+    limit: int
+
+
+class TooManyOpenFiles(PlrError):
+    """This process may not open the files that one more connection needs.
+
+    Attributes:
+        limit: how many files it may have open, its hard limit.
+    """
+
+    code = "too_many_open_files"
+    fields = ("limit",)
+    template = (
+        "open files: expected room for one more connection below the limit of {limit}, got none; raise ulimit -Hn"
+    )
+
+    limit: int
+
+
 class ServerError(PlrError):
     """The server failed at a valid request and went on serving; its log has the traceback."""
 
@@ -272,6 +342,10 @@ class MissingDependency(PlrError, ImportError):
 
     package: str
     extra: str
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()  # a lone surrogate cannot be packed
 
 
 def _tree(root: type[PlrError]) -> dict[str, type[PlrError]]:

@@ -14,13 +14,14 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from plr_client.connection import Connection, Pending
 from plr_client.errors import InvalidInput, NoLevels
 from plr_client.protocol import (
     DEFAULT_CURRICULUM,
     MAX_LEVELS_AT_ONCE,
+    MAX_LEVELS_IN_HEADER,
     MAX_PAYLOADS,
     Reply,
     split_payloads,
@@ -110,7 +111,7 @@ class LevelClient:
         """Where the server listens."""
         return self._connection.address
 
-    def next(self, k: int = 1, *, slots: Sequence[int] | None = None) -> list[Assignment]:
+    def next(self, k: int = 1, *, slots: ArrayLike | None = None) -> list[Assignment]:
         """Returns the levels that k env slots play next.
 
         Args:
@@ -129,15 +130,36 @@ class LevelClient:
         if self._ahead is not None and slots is None and type(k) is int and k == 1:  # a reset of one env: the fast way
             return self._ahead.next((0,))
         check_k(k)
-        chosen = np.arange(k) if slots is None else np.asarray(slots)
-        if chosen.shape != (k,):
-            raise InvalidInput("slots", f"{k} slots, one for each level asked for", f"shape {chosen.shape}")
-        if self._ahead is None:
-            return _assignments(self._connection.request("next", arrays={"slots": chosen}))
-        listed = chosen.tolist()
-        if chosen.dtype.kind not in "iu" or len(set(listed)) != k:
-            raise InvalidInput("slots", f"{k} distinct ints", f"{chosen!s:.80}")
-        return self._ahead.next(listed)
+        chosen = None if slots is None else _slots(k, slots)
+        if self._ahead is not None:
+            return self._ahead.next(range(k) if chosen is None else chosen.tolist())
+        return _assignments(self._connection.request("next", *_asking(k, chosen)))
+
+    def next_arrays(self, k: int, *, slots: ArrayLike | None = None) -> Assignments:
+        """Returns the levels that k env slots play next as arrays: what `next` does, for thousands of envs.
+
+        Args:
+            k: how many levels, 1 to 65 536; 1 to 4096 of payloads.
+            slots: (k,) distinct ints: which of this client's env slots they are for; by default 0 to k - 1. The level
+                that a slot held before is over.
+
+        Returns:
+            levels (k,) int64, is_replay (k,) bool, train (k,) bool, and for levels that are more than a number k
+            payloads; all in the order of `slots`.
+
+        Raises:
+            InvalidInput, NoLevels, ServerUnreachable: as `next`.
+        """
+        if self._ahead is not None:
+            columns = list(zip(*self.next(k, slots=slots), strict=True))
+            handed = None if columns[3][0] is None else list(columns[3])
+            return Assignments(np.array(columns[0]), np.array(columns[1]), np.array(columns[2]), handed)
+        check_k(k)
+        reply = self._connection.request("next", *_asking(k, None if slots is None else _slots(k, slots)))
+        given = reply.arrays if "levels" in reply.arrays else reply.result
+        levels = np.asarray(given["levels"], dtype=np.int64)
+        is_replay, train = (np.asarray(given[name], dtype=bool) for name in ("is_replay", "train"))
+        return Assignments(levels, is_replay, train, _payloads(reply))
 
     def close(self) -> None:
         """Gives back the levels in flight and closes the connection; a later request opens it anew."""
@@ -219,13 +241,13 @@ class _Ahead:
 
     def _ask(self, num: int, *, ahead: bool) -> None:
         again = self._over[:num]
-        new = range(self._num_tickets, self._num_tickets + num - len(again))
-        tickets = [*again, *new]
-        arrays = {"slots": np.array(tickets), "begun": np.array(self._begun, dtype=np.int64)}
-        self._pending = self._connection.send("next", {"ahead": ahead}, arrays), tickets
+        tickets = again + list(range(self._num_tickets, self._num_tickets + num - len(again)))
+        args, arrays = _ints({"slots": tickets, "begun": self._begun})
+        args["ahead"] = ahead
+        self._pending = self._connection.send("next", args, arrays), tickets
         # Not before: what could not be sent is asked for again, with the same tickets.
         del self._over[:num]
-        self._num_tickets = new.stop
+        self._num_tickets += num - len(again)
         self._begun = []
 
     def _fetch(self) -> None:
@@ -239,8 +261,44 @@ class _Ahead:
             raise
 
 
+def _slots(k: int, slots: ArrayLike) -> NDArray[Any]:
+    """Returns (k,) slots as an array of ints."""
+    try:
+        chosen = np.asarray(slots)
+    except ValueError as exc:
+        raise InvalidInput("slots", f"{k} distinct ints", "lists of different lengths") from exc
+    if chosen.shape != (k,):
+        raise InvalidInput("slots", f"{k} slots, one for each level asked for", f"shape {chosen.shape}")
+    if chosen.dtype.kind not in "iu" or len(set(chosen.tolist())) != k:
+        raise InvalidInput("slots", f"{k} distinct ints", f"{chosen!s:.80}")
+    return chosen
+
+
+def _asking(k: int, slots: NDArray[Any] | None) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Returns args and arrays of a request for levels."""
+    if slots is None:
+        return {"k": int(k)}, {}
+    return _ints({"slots": slots.tolist()}) if k <= MAX_LEVELS_IN_HEADER else ({}, {"slots": slots})
+
+
+def _ints(named: dict[str, list[int]]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Returns args and arrays that carry lists of ints, the long ones as arrays."""
+    short = {name: ints for name, ints in named.items() if len(ints) <= MAX_LEVELS_IN_HEADER}
+    return short, {name: np.array(ints) for name, ints in named.items() if name not in short}
+
+
 def _assignments(reply: Reply) -> list[Assignment]:
-    columns = [reply.arrays[name].tolist() for name in ("levels", "is_replay", "train")]
-    if "payloads" in reply.arrays:
-        columns.append([unpack_payload(packed) for packed in split_payloads(reply.arrays)])
+    names = ("levels", "is_replay", "train")
+    if "levels" in reply.arrays:
+        columns = [reply.arrays[name].tolist() for name in names]
+    else:
+        columns = [reply.result[name] for name in names]
+    if (payloads := _payloads(reply)) is not None:
+        columns.append(payloads)
     return list(map(Assignment, *columns))
+
+
+def _payloads(reply: Reply) -> list[Any] | None:
+    if "payloads" not in reply.arrays:
+        return None
+    return [unpack_payload(packed) for packed in split_payloads(reply.arrays)]

@@ -1,28 +1,43 @@
 """The wire: what a message is made of, and its limits. The only module that uses msgpack; it does no IO.
 
+Layout
+  * A message is frame 1, a msgpack list called the header, then one raw frame for each array that is not in the header.
+    Further elements of a list are ignored, so that a later release may add some.
+  * A request's header: `[v, session, connection, seq, curriculum, op, args, arrays]`.
+      v           PROTOCOL_VERSION
+      session     whom the server takes the client for: its uuid, hex
+      connection  1, 2, ...: the how-manieth connection of the session this is; a client speaks on its latest alone
+      seq         1, 2, ...: the how-manieth request of the session; its reply carries it as `id`
+      curriculum  the name of the curriculum it is for
+      op, args    the operation and its plain arguments, a map
+  * A reply's header: `[v, id, epoch, durable, error, result, arrays]`.
+      id          the `seq` of the request; nil where that could not be read
+      epoch       names the run of the server's state: another epoch, another state
+      durable     the session's highest `seq` that a client need not send again: with the state in memory alone, the
+                  last one applied
+      error       nil, or `[code, fields]` of an error class; `result`, a map, and `arrays` are empty then
+  * A notice's header: `[v, notice]`, which the server may send at any time: "closing", it is stopping; "ping", to be
+    ignored, it asks the transport whether the peer is there.
+  * `arrays` lists `[name, dtype, shape, data]` for an array of at most MAX_INLINE_BYTES, and `[name, dtype, shape]` for
+    a larger one, whose data is the next frame. Data is little-endian and in C order.
+
 Rules
-  * A message is frame 1, a msgpack header, then one raw little-endian C-order frame for each array the header lists.
-  * A request's header: `v` protocol version, `id` request id, `session` (the client's uuid, hex), `seq` sequence number
-    within the session (1, 2, ...), `curriculum` (a name; absent: "default"), `op`, `args` (a map), `arrays` ([name,
-    dtype, shape] each). Unknown keys are ignored.
-  * Every request gets one reply with its `id`: either `result` (a map) and `arrays`, or `error` {code, fields}.
-    `durable` is the highest sequence number of the session up to which a client need not send again: with the state in
-    memory only, the last one applied.
-  * A request that is sent again carries the same `session` and `seq`; the server applies it once and repeats the reply.
-  * Payloads travel as two arrays, because the header is too small for them: `payloads`, uint8, the msgpack bytes of all
-    of them one after the other, and `payload_bytes`, (m,) int64, how many belong to each.
-  * The server may send a notice at any time: a header with `id` nil and `notice` ("ping": to be ignored, it asks the
-    transport whether the peer is there; "closing": the server is stopping).
+  * A session begins with the op "hello" and ends with "goodbye". Anything else in a session that the server does not
+    know is refused as `SessionExpired`, and not applied.
+  * Every request gets one reply. One that is sent again carries the same `session` and `seq`, and the `connection` it
+    is sent on; the server applies it once and repeats the reply.
+  * Few levels travel as ints in `args` and `result`, many as arrays.
+  * Payloads travel as two arrays: `payloads`, uint8, the msgpack bytes of all of them one after the other, and
+    `payload_bytes`, (m,) int64, how many belong to each.
 
 May be imported by plr_client and plr_server. It never opens a socket, reads a clock or keeps state.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
@@ -30,15 +45,22 @@ from numpy.typing import NDArray
 
 from plr_client.errors import InvalidInput, MessageTooLarge, PlrError, ProtocolError, VersionMismatch, from_wire
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_HEADER_BYTES = 64 * 1024  # msgpack can grow 70-fold when unpacked: this bounds it
+MAX_INLINE_BYTES = 2 * 1024  # of an array in the header; a frame of its own costs more than copying that
 MAX_FRAMES = 16  # the header and at most 15 arrays
-MAX_FRAME_BYTES = 256 * 1024 * 1024  # the server's default; it tells its own in the hello
+MAX_FRAME_BYTES = 256 * 1024 * 1024  # of an array, the server's default; it tells its own in the hello
+MAX_REQUEST_FRAMES = 4  # all frames of a request have at most so many times the bytes of the largest allowed
 MAX_DIMENSIONS = 4
 MAX_LEVELS_AT_ONCE = 65_536  # in one "next"
+MAX_LEVELS_IN_HEADER = 64  # of a "next"; more travel as arrays
 MAX_PAYLOAD_BYTES = 64 * 1024  # of one payload, packed
 MAX_PAYLOAD_DEPTH = 64  # lists and maps within each other
-MAX_PAYLOADS = 4096  # in one request or reply: together they fit in one frame
+MAX_PAYLOADS = 4096  # in one request or reply
+MAX_INSERT_BYTES = (
+    4 * 1024 * 1024
+)  # of all payloads of one insert: the server unpacks them, and nobody is served meanwhile
+MAX_SESSION_CHARS = 64
 DEFAULT_CURRICULUM = "default"
 
 _DTYPES = {
@@ -47,36 +69,57 @@ _DTYPES = {
     for size in sizes
     for order in ("|" if size == 1 else "<",)
 }
+_NONE: Mapping[str, Any] = {}
+_REQUEST = {
+    "v": int,
+    "session": str,
+    "connection": int,
+    "seq": int,
+    "curriculum": str,
+    "op": str,
+    "args": dict,
+    "arrays": list,
+}
+_REQUEST_KINDS = tuple(_REQUEST.values())
+_REPLY_KINDS = (int, int, dict, list)  # of epoch, durable, result, arrays
+_SHOWN_CHARS = 80
+_LISTS = bytes([*range(0x90, 0xA0), 0xDC, 0xDD])  # what a list begins with
+_NOT_MAPS = bytes(sorted({*range(256)} - {*range(0x80, 0x90), 0xC7, 0xC8, 0xC9, *range(0xD4, 0xD9), 0xDE, 0xDF}))
+_SCALARS = frozenset((int, float, str, bytes, bool, type(None)))
+_PAYLOADS = "bools, ints, floats, str, bytes, and lists and maps of them (an array: .tolist() or .tobytes())"
+_CANONICAL = "canonical msgpack: map keys once, in the order of their bytes; ints and lengths as short as they go"
 
 Frames = list[Any]  # bytes or anything with the buffer protocol
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Request:
-    """One request, as the client builds and the server reads it."""
+class Request(NamedTuple):
+    """One request, as the client builds and the server reads it; the layout above says what the fields are."""
 
-    id: int
     session: str
+    connection: int
     sequence: int
+    curriculum: str
     op: str
-    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    arrays: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
-    curriculum: str = DEFAULT_CURRICULUM
+    args: Mapping[str, Any] = _NONE
+    arrays: Mapping[str, NDArray[Any]] = _NONE
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Reply:
-    """One reply: a result with arrays, or an error. `id` is None where the request could not be read."""
+class Reply(NamedTuple):
+    """One reply: a result with arrays, or an error. `id` is None where the request could not be read.
+
+    `payloads`, packed, are for the way out: they arrive as arrays.
+    """
 
     id: int | None
-    result: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    arrays: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
-    durable: int = 0
+    epoch: int
+    durable: int
     error: PlrError | None = None
+    result: Mapping[str, Any] = _NONE
+    arrays: Mapping[str, NDArray[Any]] = _NONE
+    payloads: Sequence[bytes] | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(NamedTuple):
     """Something the server says unasked: "ping" or "closing"."""
 
     notice: str
@@ -88,16 +131,8 @@ def encode_request(request: Request) -> Frames:
     Raises:
         InvalidInput: an array's dtype is not a bool, an integer or a float, or an argument cannot be packed.
     """
-    header = {
-        "v": PROTOCOL_VERSION,
-        "id": request.id,
-        "session": request.session,
-        "seq": request.sequence,
-        "curriculum": request.curriculum,
-        "op": request.op,
-        "args": request.args,
-    }
-    return _encode(header, request.arrays)
+    session, connection, sequence, curriculum, op, args, arrays = request
+    return _encode([PROTOCOL_VERSION, session, connection, sequence, curriculum, op, args], arrays)
 
 
 def decode_request(frames: Sequence[Any]) -> Request:
@@ -108,31 +143,41 @@ def decode_request(frames: Sequence[Any]) -> Request:
         VersionMismatch: they are of another protocol version.
         MessageTooLarge: more frames or a longer header than allowed.
     """
-    header = {"curriculum": DEFAULT_CURRICULUM} | _decode_header(frames)
-    _check_version(header)
-    arrays = _decode_arrays(header, frames)
-    return Request(
-        id=_get(header, "id", int),
-        session=_get(header, "session", str),
-        sequence=_get(header, "seq", int),
-        op=_get(header, "op", str),
-        args=_get(header, "args", dict),
-        arrays=arrays,
-        curriculum=_get(header, "curriculum", str),
-    )
+    header = _decode_header(frames)
+    if len(header) < len(_REQUEST):
+        raise ProtocolError(f"header: expected {len(_REQUEST)} elements, got {len(header)}")
+    fields = header[: len(_REQUEST)]
+    if tuple(map(type, fields)) != _REQUEST_KINDS:  # exact: a bool is no int here
+        name, kind, value = next(
+            (name, kind, value)
+            for (name, kind), value in zip(_REQUEST.items(), fields, strict=True)
+            if type(value) is not kind
+        )
+        raise ProtocolError(f"{name}: expected {kind.__name__}, got {shown(value)}")
+    _, session, connection, sequence, curriculum, op, args, described = fields
+    if not 0 < len(session) <= MAX_SESSION_CHARS:
+        raise ProtocolError(f"session: expected 1 to {MAX_SESSION_CHARS} characters, got {len(session)}")
+    if connection < 1:
+        raise ProtocolError(f"connection: expected 1 or more, got {connection}")
+    if sequence < 1:
+        raise ProtocolError(f"seq: expected 1 or more, got {sequence}")
+    arrays = _decode_arrays(described, frames) if described or len(frames) > 1 else _NONE
+    return Request(session, connection, sequence, curriculum, op, args, arrays)
 
 
 def encode_reply(reply: Reply) -> Frames:
     """Returns the frames of a reply."""
-    header: dict[str, Any] = {"v": PROTOCOL_VERSION, "id": reply.id, "durable": reply.durable}
-    if reply.error is not None:
-        return _encode(header | {"error": reply.error.to_wire()}, {})
-    return _encode(header | {"result": reply.result}, reply.arrays)
+    number, epoch, durable, error, result, arrays, payloads = reply
+    if error is not None:
+        return _encode([PROTOCOL_VERSION, number, epoch, durable, error.to_wire(), _NONE], _NONE)
+    if payloads is not None:
+        arrays = {**arrays, **join_payloads(payloads)}
+    return _encode([PROTOCOL_VERSION, number, epoch, durable, None, result], arrays)
 
 
 def encode_notice(notice: str) -> Frames:
     """Returns the frames of a notice."""
-    return _encode({"v": PROTOCOL_VERSION, "id": None, "notice": notice}, {})
+    return [msgpack.packb([PROTOCOL_VERSION, notice])]
 
 
 def decode_reply(frames: Sequence[Any]) -> Reply | Notice:
@@ -142,35 +187,44 @@ def decode_reply(frames: Sequence[Any]) -> Reply | Notice:
         ProtocolError: they are neither.
     """
     header = _decode_header(frames)
-    if "notice" in header:
-        return Notice(_get(header, "notice", str))
-    arrays = _decode_arrays(header, frames)
-    request_id = header.get("id")
-    if request_id is not None and type(request_id) is not int:
-        raise ProtocolError(f"id: expected an int or nil, got {request_id!r:.80}")
-    durable = _get(header, "durable", int)
-    if "error" in header:
-        error = _get(header, "error", dict)
-        return Reply(
-            request_id, durable=durable, error=from_wire(_get(error, "code", str), _get(error, "fields", list))
-        )
-    return Reply(request_id, _get(header, "result", dict), arrays, durable)
+    if len(header) > 1 and type(header[1]) is str:
+        return Notice(header[1])
+    if len(header) < 7:  # noqa: PLR2004
+        raise ProtocolError(f"header: expected 7 elements, got {len(header)}")
+    _, number, epoch, durable, error, result, described = header[:7]
+    kinds = type(epoch), type(durable), type(result), type(described)
+    if kinds != _REPLY_KINDS or not (number is None or type(number) is int):
+        got = ", ".join(type(value).__name__ for value in header[1:7])
+        raise ProtocolError(f"header: expected id, epoch, durable, error, result and arrays, got {got}")
+    if error is not None:
+        if not (type(error) is list and list(map(type, error)) == [str, list]):
+            raise ProtocolError(f"error: expected [code, fields], got {shown(error)}")
+        return Reply(number, epoch, durable, from_wire(*error))
+    arrays = _decode_arrays(described, frames) if described or len(frames) > 1 else _NONE
+    return Reply(number, epoch, durable, None, result, arrays)
 
 
 def request_id(frames: Sequence[Any]) -> int | None:
-    """Returns the id of a request that may be malformed, so that the error reply can carry it; None if unreadable."""
+    """Returns the `seq` of a request that may be malformed, so that the reply can carry it; None if unreadable."""
     try:
-        found = _decode_header(frames[:1]).get("id")
-    except PlrError:
+        found = _decode_header(frames[:1])[3]
+    except (PlrError, IndexError):
         return None
     return found if type(found) is int else None
+
+
+def shown(value: Any) -> str:
+    """Returns how an error names what a client sent: a scalar, cut short, or else its type, for it may be nested."""
+    if isinstance(value, str):
+        return repr(value[:_SHOWN_CHARS])
+    return repr(value) if value is None or isinstance(value, bool | int | float) else type(value).__name__
 
 
 def pack_payload(payload: Any) -> bytes:
     """Returns the canonical msgpack bytes of a payload: what tells whether two payloads are the same level.
 
     Maps are packed in the order of their keys' bytes, tuples as lists, integers as short as they go, floats as 64 bits.
-    1, 1.0 and True are three different payloads.
+    1, 1.0 and True are three different payloads. The extension types of msgpack are none.
 
     Raises:
         InvalidInput: it is no msgpack value, nested too deeply, or too large.
@@ -180,11 +234,30 @@ def pack_payload(payload: Any) -> bytes:
     try:
         packed: bytes = msgpack.packb(_canonical(payload, 0))
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        expected = "bools, ints, floats, str, bytes, and lists and maps of them (an array: .tolist() or .tobytes())"
-        raise InvalidInput("payloads", expected, f"{exc!s:.200}") from exc
+        raise InvalidInput("payloads", _PAYLOADS, f"{exc!s:.200}") from exc
     if len(packed) > MAX_PAYLOAD_BYTES:
         raise InvalidInput("payloads", f"at most {MAX_PAYLOAD_BYTES} bytes each, packed", f"{len(packed)}")
     return packed
+
+
+def check_packed(packed: bytes) -> None:
+    """Checks that bytes are what `pack_payload` gives, in a fraction of the time that packing takes.
+
+    A client that packs in another way is refused, because the same payload would be two levels.
+
+    Raises:
+        InvalidInput: they are too many, no payload, or not its canonical bytes.
+    """
+    if len(packed) > MAX_PAYLOAD_BYTES:
+        raise InvalidInput("payloads", f"at most {MAX_PAYLOAD_BYTES} bytes each, packed", f"{len(packed)}")
+    payload = unpack_payload(packed)
+    if payload is None:
+        raise InvalidInput("payloads", "values other than None, which stands for no payload", "None")
+    # Few bytes that may begin a list or a map cannot nest deep, and those of most levels are few.
+    if len(packed) - len(packed.translate(None, _LISTS)) > MAX_PAYLOAD_DEPTH or packed.translate(None, _NOT_MAPS):
+        _check_nesting(payload)
+    if msgpack.packb(payload) != packed:
+        raise InvalidInput("payloads", _CANONICAL, "other bytes for the same values")
 
 
 def pack_payloads(payloads: Any) -> list[bytes]:
@@ -207,7 +280,9 @@ def unpack_payload(packed: Any) -> Any:
     try:
         return msgpack.unpackb(packed, strict_map_key=False)
     except (TypeError, ValueError, msgpack.UnpackException) as exc:  # TypeError: a list as a map's key
-        raise InvalidInput("payloads", "one msgpack value each", f"bytes that do not unpack ({exc!r:.120})") from exc
+        raise InvalidInput(
+            "payloads", "one msgpack value each", f"bytes that do not unpack ({_unpacking(exc)})"
+        ) from exc
 
 
 def join_payloads(packed: Sequence[bytes]) -> dict[str, NDArray[Any]]:
@@ -237,7 +312,30 @@ def split_payloads(arrays: Mapping[str, NDArray[Any]]) -> list[bytes]:
     return [data[begin:stop] for begin, stop in zip([0, *stops], stops, strict=False)]
 
 
+def _check_nesting(payload: Any) -> None:
+    """Checks depth, order of keys and kinds of an unpacked payload, a level of nesting at a time."""
+    level = [payload]
+    for _ in range(MAX_PAYLOAD_DEPTH):
+        below: list[Any] = []
+        for each in level:
+            if type(each) is dict:
+                keys = list(map(msgpack.packb, each)) if len(each) > 1 else []
+                if keys != sorted(keys):
+                    raise InvalidInput("payloads", _CANONICAL, "a map in another order")
+                below += [value for value in each.values() if type(value) not in _SCALARS]
+            elif type(each) is list:
+                below += [value for value in each if type(value) not in _SCALARS]
+            elif type(each) not in _SCALARS:
+                raise InvalidInput("payloads", _PAYLOADS, type(each).__name__)
+        if not below:
+            return
+        level = below
+    raise InvalidInput("payloads", _PAYLOADS, f"lists and maps nested more than {MAX_PAYLOAD_DEPTH} deep")
+
+
 def _canonical(value: Any, depth: int) -> Any:
+    if isinstance(value, msgpack.ExtType | msgpack.Timestamp):
+        raise TypeError(f"{type(value).__name__}")
     if not isinstance(value, dict | list | tuple):
         return value
     if depth == MAX_PAYLOAD_DEPTH:
@@ -249,24 +347,35 @@ def _canonical(value: Any, depth: int) -> Any:
     return [_canonical(below, depth + 1) for below in value]
 
 
-def _encode(header: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Frames:
-    described, frames = [], []
+def _encode(header: list[Any], arrays: Mapping[str, NDArray[Any]]) -> Frames:
+    """Returns the frames of a message; the header lacks its arrays yet."""
+    described: list[Any] = []
+    frames: Frames = [b""]
     for name, array in arrays.items():
         little = array
         if array.dtype.str not in _DTYPES or not array.flags.c_contiguous:
             little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         if little.dtype.str not in _DTYPES:
             raise InvalidInput(name, "an array of bool, integers or floats", f"dtype {array.dtype}")
-        described.append([name, little.dtype.str, array.shape])  # ascontiguousarray makes 0-d arrays 1-d
-        frames.append(little.data.cast("B") if little.size else b"")
+        about: list[Any] = [name, little.dtype.str, array.shape]  # ascontiguousarray makes 0-d arrays 1-d
+        if little.nbytes <= MAX_INLINE_BYTES:
+            about.append(little.tobytes())
+        else:
+            frames.append(little.data.cast("B"))
+        described.append(about)
+    header.append(described)
     try:
-        packed = msgpack.packb(header | {"arrays": described})
+        frames[0] = msgpack.packb(header)
     except (TypeError, ValueError, OverflowError) as exc:
         raise InvalidInput("args", "values that msgpack can carry", str(exc)) from exc
-    return [packed, *frames]
+    return frames
 
 
-def _decode_header(frames: Sequence[Any]) -> dict[str, Any]:
+def _unpacking(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {exc!s:.120}"  # never its repr: ExtraData holds what was sent
+
+
+def _decode_header(frames: Sequence[Any]) -> list[Any]:
     if not frames:
         raise ProtocolError("frames: expected a header frame, got none")
     if len(frames) > MAX_FRAMES:
@@ -276,49 +385,58 @@ def _decode_header(frames: Sequence[Any]) -> dict[str, Any]:
     try:
         header = msgpack.unpackb(frames[0])
     except (ValueError, msgpack.UnpackException) as exc:  # every decoding failure, bad utf-8 and nesting included
-        raise ProtocolError(f"header: expected a msgpack map, got bytes that do not unpack ({exc!r:.120})") from exc
-    if not isinstance(header, dict):
-        raise ProtocolError(f"header: expected a msgpack map, got {type(header).__name__}")
+        raise ProtocolError(
+            f"header: expected a msgpack list, got bytes that do not unpack ({_unpacking(exc)})"
+        ) from exc
+    if type(header) is dict and type(header.get("v")) is int:  # what version 1 was made of
+        raise VersionMismatch(PROTOCOL_VERSION, header["v"])
+    if type(header) is not list:
+        raise ProtocolError(f"header: expected a msgpack list, got {type(header).__name__}")
+    version = header[0] if header else None
+    if type(version) is not int:
+        raise ProtocolError(f"v: expected int, got {shown(version)}")
+    if version != PROTOCOL_VERSION:
+        raise VersionMismatch(PROTOCOL_VERSION, version)
     return header
 
 
-def _check_version(header: dict[str, Any]) -> None:
-    version = _get(header, "v", int)
-    if version != PROTOCOL_VERSION:
-        raise VersionMismatch(PROTOCOL_VERSION, version)
-
-
-def _get(header: dict[str, Any], key: str, kind: type) -> Any:
-    value = header.get(key)
-    if type(value) is not kind:  # exact: a bool is no int here
-        raise ProtocolError(f"{key}: expected {kind.__name__}, got {value!r:.80}")
-    return value
-
-
-def _decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> dict[str, NDArray[Any]]:
-    described = _get(header, "arrays", list)
-    if len(described) != len(frames) - 1:
-        raise ProtocolError(f"frames: expected {len(described)} array frames, got {len(frames) - 1}")
+def _decode_arrays(described: list[Any], frames: Sequence[Any]) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
-    for description, frame in zip(described, frames[1:], strict=True):
-        if not (isinstance(description, list) and len(description) == 3):  # noqa: PLR2004  [name, dtype, shape]
-            raise ProtocolError(f"arrays: expected [name, dtype, shape], got {description!r:.80}")
-        name, dtype, shape = description
-        if not isinstance(name, str) or name in arrays:
-            raise ProtocolError(f"arrays: expected distinct names, got {name!r:.80}")
-        if not isinstance(dtype, str) or dtype not in _DTYPES:
-            raise ProtocolError(f"{name}: expected a dtype among {sorted(_DTYPES)}, got {dtype!r:.80}")
-        if not (
-            isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in shape)
-        ):
-            raise ProtocolError(f"{name}: expected a shape of at most {MAX_DIMENSIONS} axes, got {shape!r:.80}")
-        size = math.prod(shape) * _DTYPES[dtype].itemsize
-        if size != len(frame):
-            raise ProtocolError(f"{name}: expected {size} bytes for {dtype} {shape}, got {len(frame)}")
-        if dtype == "|b1" and np.frombuffer(frame, dtype=np.uint8).max(initial=0) > 1:
-            raise ProtocolError(f"{name}: expected bools of one byte, 0 or 1, got others")
-        try:
-            arrays[name] = np.frombuffer(frame, dtype=_DTYPES[dtype]).reshape(shape)
-        except (ValueError, OverflowError) as exc:  # beside an axis of 0, the others can claim any length
-            raise ProtocolError(f"{name}: expected a shape that an array can have, got {shape!r:.80}") from exc
+    rest = iter(frames[1:])
+    num_inline = 0
+    for about in described:
+        if type(about) is not list or len(about) not in (3, 4):
+            raise ProtocolError(f"arrays: expected [name, dtype, shape] or that and data, got {type(about).__name__}")
+        name, dtype, shape = about[:3]
+        if type(name) is not str or name in arrays:
+            raise ProtocolError(f"arrays: expected distinct names, got {shown(name)}")
+        if len(about) == 3:  # noqa: PLR2004
+            frame = next(rest, None)
+        else:
+            num_inline += 1
+            frame = about[3] if type(about[3]) is bytes else None
+        if frame is None:
+            raise ProtocolError(f"frames: expected one for {name:.80}, got {len(frames) - 1} for all arrays")
+        arrays[name] = _decode_array(name[:_SHOWN_CHARS], dtype, shape, frame)
+    if num_inline + len(frames) - 1 != len(described):
+        raise ProtocolError(f"frames: expected {len(described) - num_inline} for arrays, got {len(frames) - 1}")
     return arrays
+
+
+def _decode_array(name: str, dtype: Any, shape: Any, frame: Any) -> NDArray[Any]:
+    kind = _DTYPES.get(dtype) if type(dtype) is str else None
+    if kind is None:
+        raise ProtocolError(f"{name}: expected a dtype among {sorted(_DTYPES)}, got {shown(dtype)}")
+    if type(shape) is not list or len(shape) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in shape):
+        axes = shape[: MAX_DIMENSIONS + 1] if type(shape) is list else [shape]
+        raise ProtocolError(f"{name}: expected a shape of at most {MAX_DIMENSIONS} axes, got {list(map(shown, axes))}")
+    size = math.prod(shape) * kind.itemsize
+    if size != len(frame):
+        raise ProtocolError(f"{name}: expected {size} bytes for {dtype} {shape}, got {len(frame)}")
+    if dtype == "|b1" and np.frombuffer(frame, dtype=np.uint8).max(initial=0) > 1:
+        raise ProtocolError(f"{name}: expected bools of one byte, 0 or 1, got others")
+    try:
+        array: NDArray[Any] = np.frombuffer(frame, dtype=kind).reshape(shape)
+    except (ValueError, OverflowError) as exc:  # beside an axis of 0, the others can claim any length
+        raise ProtocolError(f"{name}: expected a shape that an array can have, got {shape}") from exc
+    return array

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import uuid
 from pathlib import Path
 
 import msgpack
@@ -186,36 +185,92 @@ class Raw:
         self._context.term()
 
 
-def request(op, arrays=None, *, seq=1, session=None, args=None):
+SESSION = "fault"
+
+
+def request(op, arrays=None, *, seq=2, session=SESSION, connection=1, args=None):
     """The frames of a request."""
-    return encode_request(Request(seq, session or uuid.uuid4().hex, seq, op, args or {}, arrays or {}))
+    return encode_request(Request(session, connection, seq, "default", op, args or {}, arrays or {}))
+
+
+def hello(session=SESSION, *, seq=1, connection=1):
+    """The frames that begin a session."""
+    return request("hello", session=session, seq=seq, connection=connection)
+
+
+def begin(dispatcher, *sessions, peer=b"\x01peer"):
+    """Begins sessions of a dispatcher in this process."""
+    for session in sessions:
+        assert decode_reply(dispatcher.answer(peer, hello(session))).error is None
 
 
 def header(**changes):
-    """The packed header of a push without arrays, with some keys changed; None takes one out."""
-    fields = {"v": 1, "id": 7, "session": "fault", "seq": 1, "op": "push", "args": {}, "arrays": []} | changes
-    return msgpack.packb({name: value for name, value in fields.items() if value is not None})
+    """The packed header of a push without arrays, with some elements changed."""
+    return msgpack.packb(list((HEADER | changes).values()))
+
+
+HEADER = {
+    "v": 2,
+    "session": SESSION,
+    "connection": 1,
+    "seq": 7,
+    "curriculum": "default",
+    "op": "push",
+    "args": {},
+    "arrays": [],
+}
 
 
 def nested(depth):
-    """A header of lists in lists, which msgpack can pack in no other way."""
-    return b"\x91" * depth + b"\xc0"
+    """Lists in lists, which msgpack can pack in no other way."""
+    return b"\x91" * (depth - 1) + b"\x90"
+
+
+def nested_in(name, depth):
+    """The header of a push one of whose elements, or the shape of whose array, is nested deep."""
+    fields = {key: msgpack.packb(value) for key, value in HEADER.items()} | {name: nested(depth)}
+    if name == "arrays":
+        fields[name] = b"\x91\x93" + msgpack.packb("x") + msgpack.packb("<f8") + nested(depth)
+    return b"\x98" + b"".join(fields.values())
 
 
 # id: (frames, code of the error, its text)
 BAD_FRAMES = {
     "no frame": ([], "protocol", "frames: expected a header frame, got none"),
-    "an empty frame": ([b""], "protocol", "header: expected a msgpack map, got bytes that do not unpack"),
-    "garbage": ([b"\xc1\xff\x00garbage"], "protocol", "header: expected a msgpack map, got bytes that do not unpack"),
+    "an empty frame": ([b""], "protocol", "header: expected a msgpack list, got bytes that do not unpack"),
+    "garbage": ([b"\xc1\xff\x00garbage"], "protocol", "header: expected a msgpack list, got bytes that do not unpack"),
     "bytes after the header": ([header() + b"\x00"], "protocol", "got bytes that do not unpack (ExtraData"),
-    "a header cut short": ([header()[:-3]], "protocol", "header: expected a msgpack map, got bytes that do not unpack"),
-    "not a map": ([msgpack.packb([1, 2])], "protocol", "header: expected a msgpack map, got list"),
+    "a header cut short": (
+        [header()[:-3]],
+        "protocol",
+        "header: expected a msgpack list, got bytes that do not unpack",
+    ),
+    "no list": ([msgpack.packb("hello")], "protocol", "header: expected a msgpack list, got str"),
+    "an empty list": ([msgpack.packb([])], "protocol", "v: expected int, got None"),
+    "a list too short": ([msgpack.packb([2, 1])], "protocol", "header: expected 8 elements, got 2"),
+    "a map": ([msgpack.packb({"op": "push"})], "protocol", "header: expected a msgpack list, got dict"),
     "int map keys": ([msgpack.packb({1: 2})], "protocol", "int is not allowed for map key"),
     "a list as map key": ([b"\x81\x90\x01"], "protocol", "list is not allowed for map key"),
-    "a bad timestamp": ([b"\xd7\xff" + b"\xff" * 8], "protocol", "header: expected a msgpack map, got"),
-    "an extension type": ([b"\xd4\x05\x00"], "protocol", "header: expected a msgpack map, got ExtType"),
-    "bad utf-8": ([b"\x81\xa1\xff\x01"], "protocol", "header: expected a msgpack map, got bytes that do not unpack"),
-    "deep nesting": ([nested(60_000)], "protocol", "header: expected a msgpack map, got bytes that do not unpack"),
+    "a bad timestamp": ([b"\xd7\xff" + b"\xff" * 8], "protocol", "header: expected a msgpack list, got"),
+    "an extension type": ([b"\xd4\x05\x00"], "protocol", "header: expected a msgpack list, got ExtType"),
+    "bad utf-8": ([b"\x81\xa1\xff\x01"], "protocol", "header: expected a msgpack list, got bytes that do not unpack"),
+    "deep nesting": ([nested(60_000)], "protocol", "header: expected a msgpack list, got bytes that do not unpack"),
+    "a map of the first version, nested deep": (
+        [b"\x81\xa1v" + nested(1010)],
+        "protocol",
+        "header: expected a msgpack list, got dict",
+    ),
+    **{
+        f"{name} nested {depth} deep": ([nested_in(name, depth)], "protocol", f"{name}: expected {kind}, got list")
+        for depth in (500, 950, 1010)
+        for name, kind in (("v", "int"), ("session", "str"), ("seq", "int"), ("op", "str"), ("args", "dict"))
+    },
+    "bytes after a list nested deep": ([nested(1010) + b"\x00"], "protocol", "got bytes that do not unpack (ExtraData"),
+    "a shape nested deep": (
+        [nested_in("arrays", 1010), b""],
+        "protocol",
+        "x: expected a shape of at most 4 axes, got ['list']",
+    ),
     "a header too long": (
         [header(op="x" * 70_000)],
         "message_too_large",
@@ -228,19 +283,30 @@ BAD_FRAMES = {
     ),
     "no version": ([header(v=None)], "protocol", "v: expected int, got None"),
     "another version": (
-        [header(v=2)],
+        [header(v=9)],
         "version_mismatch",
-        "protocol version: expected 1 (the server's), got 2; install",
+        "protocol version: expected 2 (the server's), got 9; install",
+    ),
+    "the first version": (
+        [msgpack.packb({"v": 1, "id": 7, "session": "fault", "seq": 1, "op": "push", "args": {}, "arrays": []})],
+        "version_mismatch",
+        "protocol version: expected 2 (the server's), got 1; install",
     ),
     "a version that is a bool": ([header(v=True)], "protocol", "v: expected int, got True"),
-    "no id": ([header(id=None)], "protocol", "id: expected int, got None"),
     "no session": ([header(session=None)], "protocol", "session: expected str, got None"),
     "an empty session": ([header(session="")], "protocol", "session: expected 1 to 64 characters, got 0"),
     "a long session": ([header(session="s" * 65)], "protocol", "session: expected 1 to 64 characters, got 65"),
-    "a session that is bytes": ([header(session=b"s")], "protocol", "session: expected str, got b's'"),
+    "a session that is bytes": ([header(session=b"s")], "protocol", "session: expected str, got bytes"),
+    "no connection": ([header(connection=0)], "protocol", "connection: expected 1 or more, got 0"),
     "a seq that is a float": ([header(seq=1.0)], "protocol", "seq: expected int, got 1.0"),
-    "a seq below 0": ([header(seq=-1)], "protocol", "seq: expected more than 0, got -1"),
-    "args that are a list": ([header(args=[])], "protocol", "args: expected dict, got []"),
+    "a seq that is text": ([header(seq="x" * 200)], "protocol", f"seq: expected int, got {'x' * 80!r}"),
+    "a seq below 1": ([header(seq=-1)], "protocol", "seq: expected 1 or more, got -1"),
+    "args that are a list": ([header(args=[])], "protocol", "args: expected dict, got list"),
+    "an unknown session": (
+        [header(session="who")],
+        "session_expired",
+        "session: expected one that the server knows, got one it has forgotten; push: not applied",
+    ),
     "an unknown op": (
         [header(op="steal")],
         "unknown_operation",
@@ -249,17 +315,27 @@ BAD_FRAMES = {
             "set_score_function, stats, weights, got 'steal'"
         ),
     ),
-    "arrays that are a map": ([header(arrays={})], "protocol", "arrays: expected list, got {}"),
+    "arrays that are a map": ([header(arrays={})], "protocol", "arrays: expected list, got dict"),
     "an array frame missing": (
         [header(arrays=[["levels", "<i8", [1]]])],
         "protocol",
-        "frames: expected 1 array frames, got 0",
+        "frames: expected one for levels, got 0 for all arrays",
     ),
-    "an array frame too many": ([header(), b"1"], "protocol", "frames: expected 0 array frames, got 1"),
+    "an array frame too many": ([header(), b"1"], "protocol", "frames: expected 0 for arrays, got 1"),
     "a description too short": (
         [header(arrays=[["levels", "<i8"]]), b""],
         "protocol",
-        "arrays: expected [name, dtype, shape], got ['levels', '<i8']",
+        "arrays: expected [name, dtype, shape] or that and data, got list",
+    ),
+    "data in the header that is no bytes": (
+        [header(arrays=[["levels", "<i8", [1], "12345678"]])],
+        "protocol",
+        "frames: expected one for levels, got 0 for all arrays",
+    ),
+    "data in the header and in a frame": (
+        [header(arrays=[["levels", "<i8", [1], bytes(8)]]), bytes(8)],
+        "protocol",
+        "frames: expected 0 for arrays, got 1",
     ),
     "duplicate names": (
         [header(arrays=[["dones", "|b1", [1]], ["dones", "|b1", [1]]]), b"\0", b"\1"],
@@ -292,17 +368,17 @@ BAD_FRAMES = {
     "a negative axis": (
         [header(arrays=[["values", "<f8", [-1]]]), b"\0" * 8],
         "protocol",
-        "values: expected a shape of at most 4 axes, got [-1]",
+        "values: expected a shape of at most 4 axes, got ['-1']",
     ),
     "an axis that is a bool": (
         [header(arrays=[["values", "<f8", [True]]]), b"\0" * 8],
         "protocol",
-        "values: expected a shape of at most 4 axes, got [True]",
+        "values: expected a shape of at most 4 axes, got ['True']",
     ),
     "five axes": (
         [header(arrays=[["values", "<f8", [1] * 5]]), b"\0" * 8],
         "protocol",
-        "values: expected a shape of at most 4 axes, got [1, 1, 1, 1, 1]",
+        "values: expected a shape of at most 4 axes, got ['1', '1', '1', '1', '1']",
     ),
     "bools of 2": (
         [header(arrays=[["dones", "|b1", [2]]]), b"\1\2"],

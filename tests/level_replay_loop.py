@@ -1,6 +1,7 @@
 """level-replay's train loop on the tests' env, and what each of its six strategies should score.
 
-Used by the tests of wrappers.level_replay, with numpy's arrays and with torch's. It knows nothing of either.
+Used by the tests of wrappers.level_replay and of Syllabus' TaskSampler, with numpy's arrays and with torch's. It knows
+nothing of either.
 """
 
 from __future__ import annotations
@@ -137,6 +138,9 @@ def confidence_score(rollouts, n, rows):
 SCORES = {
     "value_l1": lambda rollouts, n, rows: value_score(rollouts, n, rows, abs),
     "gae": lambda rollouts, n, rows: value_score(rollouts, n, rows, float),
+    "positive_value_loss": lambda rollouts, n, rows: value_score(
+        rollouts, n, rows, lambda advantage: max(advantage, 0)
+    ),
     "one_step_td_error": lambda rollouts, n, rows: td_score(rollouts, n, rows, 0.7),
     "min_margin": margin_score,
     "policy_entropy": entropy_score,
@@ -144,10 +148,10 @@ SCORES = {
 }
 
 
-def train_and_check(strategy, rollouts, *, tells_next=False, blocks=12, **arguments):
+def train_and_check(strategy, rollouts, *, make=LevelSampler, tells_next=False, blocks=12, **arguments):
     """Runs level-replay's train loop, and checks every score at the server against what the trainer really had."""
     seeds = [seed for seed in SEEDS if episode_of(seed)[0] > tells_next]
-    sampler = LevelSampler(seeds, *SPACES, num_actors=ENVS, strategy=strategy, gamma=0.7, **PAPER | arguments)
+    sampler = make(seeds, *SPACES, num_actors=ENVS, strategy=strategy, gamma=0.7, seed=0, **PAPER | arguments)
     training = Training(sampler, rollouts, tells_next=tells_next)
     assert training.first_levels == seeds[:ENVS]
     latest, pushed, push = {}, [], sampler._trainer.push
@@ -155,7 +159,8 @@ def train_and_check(strategy, rollouts, *, tells_next=False, blocks=12, **argume
     for _ in range(blocks):
         training.play_block()
         sampler.update_with_rollouts(rollouts)
-        assert (pushed[-1] == training.true_levels).all()
+        assert (np.hstack(pushed) == training.true_levels).all()
+        pushed.clear()
         of_block = defaultdict(list)
         for n, level, rows in training.episodes():
             of_block[level].append(SCORES[strategy](rollouts, n, rows))

@@ -11,14 +11,14 @@ import functools
 import itertools
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plr_client import ConfigError, InvalidInput, LevelClient, MissingDependency, MissingField, Trainer
 from plr_client.protocol import DEFAULT_CURRICULUM
-from wrappers.foreign import own_server, share
+from wrappers.foreign import SeedTable, drawn_seed, own_server, share
 
 if TYPE_CHECKING:
     from plr_server import Config
@@ -29,20 +29,6 @@ _OF_LOGITS = ("policy_entropy", "least_confidence", "min_margin")  # the server 
 _OF_ADVANTAGES = ("gae", "value_l1", "one_step_td_error")  # the trainer's own advantages score these
 _STRATEGIES = (*_OF_LOGITS, *_OF_ADVANTAGES, "random")
 
-_DEFAULTS = {  # DI-engine's, where the section level_replay does not say
-    "strategy": "policy_entropy",
-    "replay_schedule": "fixed",
-    "score_transform": "rank",
-    "temperature": 1.0,
-    "eps": 0.05,
-    "rho": 0.2,
-    "nu": 0.5,
-    "alpha": 1.0,
-    "staleness_coef": 0.0,
-    "staleness_transform": "power",
-    "staleness_temperature": 1.0,
-    "seed": 0,
-}
 _FIELD_OF = {  # of plr_server.Config, by key
     "strategy": "strategy",
     "replay_schedule": "replay_schedule",
@@ -55,36 +41,41 @@ _FIELD_OF = {  # of plr_server.Config, by key
     "staleness_temperature": "staleness_temperature",
     "seed": "seed",
 }
-_OF_THE_ADAPTER = ("address", "curriculum", "discount_factor", "gae_lambda")
+_OF_THE_ADAPTER = ("seed", "address", "curriculum", "discount_factor", "gae_lambda")
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-class LevelSampler:
+class LevelSampler(SeedTable):
     """Stands in for `ding.data.level_replay.level_sampler.LevelSampler`, and keeps its table on a curriculum server.
 
     By default it launches a server of its own, which ends with `close()`, with this object or with this process.
 
     Args:
         seeds: the levels, distinct ints from 0 to 2**24.
-        obs_shape: not read; DI-engine passes it.
-        action_shape: not read; DI-engine passes it.
+        obs_space: not read; DI-engine passes a shape.
+        action_space: not read; DI-engine passes a number.
         num_actors: how many envs collect, 1 or more.
         cfg: the section `level_replay` of DI-engine's configuration, with DI-engine's keys and defaults, which become
             fields of `plr_server.Config`: `strategy`, `replay_schedule`, `temperature`, `eps`, `alpha`,
             `staleness_coef` and `staleness_temperature` as they are, `score_transform` -> `transform`, `rho` ->
             `min_fill_ratio`, `nu` -> `replay_prob` = 1 - nu under the schedule fixed, else 1. `staleness_transform` can
-            only be power. And keys of ours: `seed`, of the server's generator; `discount_factor` and `gae_lambda`,
-            those the policy's advantages were made with, which one_step_td_error needs. With `address`, of a running
-            server, and `curriculum`, where it has several, only these and `strategy` may be there beside them.
+            only be power. And keys of ours: `seed`, of the server's generator, without which it is drawn from numpy's
+            global one, as DI-engine's draws are; `discount_factor` and `gae_lambda`, those the policy's advantages
+            were made with, which one_step_td_error needs. With `address`, of a running server, and `curriculum`, where
+            it has several, only the last two and `strategy` may be there beside them.
 
     Attributes:
+        config: DI-engine's keys and defaults; of the class, and of a class of yours that derives from it.
+        seeds: (n,) int64.
+        seed2index: the index of each seed, in `seeds` and in all arrays of one number a seed.
         address: where the server listens, for `plr_client.Trainer(address).stats()` and so on.
 
     Raises:
         InvalidInput: an argument or a key is not what it must be, a key is unknown, or the running server has another
             strategy.
+        LevelOutsideSpace: the running server does not have these seeds.
         MissingField: one_step_td_error without `discount_factor` or `gae_lambda`.
         ServerUnreachable: no reply from the running server.
         ServerStartError: no server could be started.
@@ -98,11 +89,25 @@ class LevelSampler:
     ([0, 1, 2], True)
     """
 
+    config: ClassVar[dict[str, Any]] = {
+        "strategy": "policy_entropy",
+        "replay_schedule": "fixed",
+        "score_transform": "rank",
+        "temperature": 1.0,
+        "eps": 0.05,
+        "rho": 0.2,
+        "nu": 0.5,
+        "alpha": 1.0,
+        "staleness_coef": 0,
+        "staleness_transform": "power",
+        "staleness_temperature": 1.0,
+    }
+
     def __init__(
         self,
         seeds: Sequence[int],
-        obs_shape: Any,  # noqa: ARG002  DI-engine's signature
-        action_shape: Any,  # noqa: ARG002  as obs_shape
+        obs_space: Any,  # noqa: ARG002  DI-engine's signature
+        action_space: Any,  # noqa: ARG002  as obs_space
         num_actors: int,
         cfg: Mapping[str, Any],
     ) -> None:
@@ -110,24 +115,26 @@ class LevelSampler:
         if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() > MAX_SEED:
             expected = f"a list of ints from 0 to {MAX_SEED}, because DI-engine's rows carry them as float32"
             raise InvalidInput("seeds", expected, f"{seeds!r:.80}")
-        section = _checked(cfg)
-        self._seeds: list[int] = ids.tolist()
-        self._known = frozenset(self._seeds)
+        section = _checked(cfg, self.config)
+        self._known = frozenset(ids.tolist())
         self._strategy: str = section["strategy"]
         self._decay = _decay(section)
-        self._in_turn: itertools.cycle[int] = itertools.cycle(self._seeds)
+        self._in_turn: itertools.cycle[int] = itertools.cycle(ids.tolist())
         self._slots = itertools.cycle(range(_positive(num_actors)))
-        self._rng = np.random.default_rng(section.get("seed", 0))
+        seed = drawn_seed() if section.get("seed") is None else section["seed"]
         with contextlib.ExitStack() as resources:
-            if "address" not in section:
-                section["address"], stop = own_server(self, _config(section, self._seeds))
+            if "address" in section:
+                self.address: str = section["address"]
+            else:
+                self.address, stop = own_server(self, _config(section | {"seed": seed}, ids.tolist()))
                 resources.callback(stop)
-            self.address: str = section["address"]
+            self._rng = np.random.default_rng(seed)
             curriculum = section.get("curriculum", DEFAULT_CURRICULUM)
-            self._trainer = resources.enter_context(Trainer(self.address, curriculum=curriculum))
+            trainer = resources.enter_context(Trainer(self.address, curriculum=curriculum))
             self._client = resources.enter_context(LevelClient(self.address, curriculum=curriculum))
-            if (at_server := self._trainer.stats()["strategy"]) != self._strategy:
+            if (at_server := trainer.stats()["strategy"]) != self._strategy:
                 raise InvalidInput("level_replay.strategy", f"{at_server}, that of the server", self._strategy)
+            super().__init__(trainer, ids.tolist())
             self._resources = resources.pop_all()
 
     def sample(self, strategy: str | None = None) -> int:
@@ -144,7 +151,7 @@ class LevelSampler:
         if strategy == "sequential":
             return next(self._in_turn)
         if strategy == "random":
-            return int(self._rng.choice(self._seeds))
+            return int(self._rng.choice(self.seeds))
         if strategy not in (None, self._strategy):
             raise InvalidInput("strategy", f"None, sequential, random or {self._strategy}", repr(strategy))
         level: int = self._client.next(slots=[next(self._slots)])[0].level
@@ -287,21 +294,21 @@ def serial_pipeline_plr(  # noqa: PLR0917  DI-engine's signature
         return run(input_cfg, seed, env_setting, model, max_train_iter, max_env_step)
 
 
-def _checked(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the section with its strategy, once its keys are known to go together."""
-    section = {"strategy": _DEFAULTS["strategy"], **cfg}
+def _checked(cfg: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the section, filled up where the server is the sampler's own, once its keys are known to go together."""
+    section = {"strategy": defaults["strategy"], **cfg}
     for key in section:
-        if key not in _DEFAULTS and key not in _OF_THE_ADAPTER:
+        if key not in defaults and key not in _OF_THE_ADAPTER:
             raise InvalidInput(
-                f"level_replay.{key}", f"a key among {', '.join([*_DEFAULTS, *_OF_THE_ADAPTER])}", "an unknown key"
+                f"level_replay.{key}", f"a key among {', '.join([*defaults, *_OF_THE_ADAPTER])}", "an unknown key"
             )
-        if "address" in section and key in _DEFAULTS and key != "strategy":
+        if "address" in section and (key == "seed" or (key in defaults and key != "strategy")):
             raise InvalidInput(f"level_replay.{key}", "none beside address: the running server has its own", "one")
     if section["strategy"] not in _STRATEGIES:
         raise InvalidInput("level_replay.strategy", f"one of {', '.join(_STRATEGIES)}", repr(section["strategy"]))
     if "curriculum" in section and "address" not in section:
         raise InvalidInput("level_replay.curriculum", "an address beside it", "none")
-    return section
+    return section if "address" in section else {**defaults, **section}
 
 
 def _decay(section: Mapping[str, Any]) -> float:
@@ -314,11 +321,10 @@ def _decay(section: Mapping[str, Any]) -> float:
     return decay
 
 
-def _config(section: Mapping[str, Any], seeds: Sequence[int]) -> Config:
+def _config(given: Mapping[str, Any], seeds: Sequence[int]) -> Config:
     """Returns the section in our words."""
     from plr_server import Config  # noqa: PLC0415  a user of a running server need not import one
 
-    given = {**_DEFAULTS, **section}
     if given["staleness_transform"] != "power":
         expected = "power, the paper's P_C"
         raise InvalidInput("level_replay.staleness_transform", expected, repr(given["staleness_transform"]))

@@ -1,36 +1,42 @@
 """A drop-in for level-replay's `LevelSampler`: its train loop, played by our server.
 
-May be imported by users; imports numpy and plr_client, never level-replay or torch. It has no code of level-replay and
-keeps no scores. What differs from it is in docs/level_replay.md.
+May be imported by users, and by `wrappers.syllabus`, whose `TaskSampler` is this one in other words; imports numpy and
+plr_client, never level-replay or torch. It has no code of level-replay and keeps no scores. What differs from it is in
+docs/level_replay.md.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plr_client import InvalidInput, LevelClient, LevelOutsideSpace, Trainer
+from plr_client import InvalidInput, LevelClient, Trainer
 from plr_client.protocol import DEFAULT_CURRICULUM
-from wrappers.foreign import config_of, host_array, own_server, replay_fields, share
+from wrappers.foreign import SeedTable, config_of, drawn_seed, host_array, own_server, replay_fields, share
+
+if TYPE_CHECKING:
+    from plr_server import Config
 
 VALUE_STRATEGIES = ("gae", "value_l1", "one_step_td_error")
 POLICY_STRATEGIES = ("policy_entropy", "least_confidence", "min_margin")
 BASELINES = ("random", "sequential")
+OF_ADVANTAGES = ("gae", "value_l1", "signed_value_loss", "positive_value_loss")
 
 _WORDS = {"levels": "seeds", "transform": "score_transform", "min_fill_ratio": "rho"}  # of `Config`, in level-replay's
 
 
-class LevelSampler:
+class LevelSampler(SeedTable):
     """Draws seeds and learns from rollouts, with the arguments and methods of level-replay's.
 
     It starts a server of its own, which ends with it; or uses a daemon, with `address`.
 
     Attributes:
         seeds: (n,) int64.
+        seed2index: the index of each seed, in `seeds` and in all arrays of one number a seed.
         strategy: as given.
 
     Args:
@@ -50,6 +56,8 @@ class LevelSampler:
         staleness_transform: power.
         staleness_temperature: above 0.
         gamma: discount of one_step_td_error, 0 to 1. The other strategies take the advantages from the rollouts.
+        seed: of the server's generator, 0 or more. Without one it is drawn from numpy's global generator, which
+            `np.random.seed` seeds, as level-replay's draws are.
         address: where a daemon listens that is used instead; it has the configuration, these seeds as its levels, and
             the train loop's gamma and gae_lambda.
         curriculum: the name of the curriculum there; only with `address`.
@@ -60,6 +68,8 @@ class LevelSampler:
         LevelOutsideSpace: the daemon does not have these seeds.
         ServerUnreachable: no daemon at the address.
     """
+
+    _SEEDS: ClassVar[str] = "level_seeds"  # the field of a rollout
 
     def __init__(  # noqa: PLR0917  as level-replay has them
         self,
@@ -80,6 +90,7 @@ class LevelSampler:
         staleness_temperature: float = 1.0,
         *,
         gamma: float = 0.999,
+        seed: int | None = None,
         address: str | None = None,
         curriculum: str = DEFAULT_CURRICULUM,
     ) -> None:
@@ -88,19 +99,17 @@ class LevelSampler:
             raise InvalidInput("strategy", f"one of {', '.join(known)}", repr(strategy))
         if staleness_transform != "power":
             raise InvalidInput("staleness_transform", "power, with staleness_temperature", repr(staleness_transform))
-        if isinstance(num_actors, bool) or not isinstance(num_actors, int) or num_actors < 1:
-            raise InvalidInput("num_actors", "an integer, 1 or more", repr(num_actors))
-        if curriculum != DEFAULT_CURRICULUM and address is None:
-            raise InvalidInput("curriculum", "an address beside it, of a daemon that has it", repr(curriculum))
         try:
             levels = tuple(map(operator.index, seeds))
         except TypeError as error:
             raise InvalidInput("seeds", "a list of ints", f"{seeds!r:.80}") from error
-        self.strategy = strategy
-        self._stop: Callable[[], object] | None = None
-        self._gamma_is_0 = address is None and strategy != "one_step_td_error"
+        if curriculum != DEFAULT_CURRICULUM and address is None:
+            raise InvalidInput("curriculum", "an address beside it, of a daemon that has it", repr(curriculum))
+        if seed is not None and address is not None:
+            raise InvalidInput("seed", "None beside an address: the daemon has its own", repr(seed))
+        at: Config | str
         if address is None:
-            config = config_of(
+            at = config_of(
                 _WORDS,
                 levels=levels,
                 strategy=strategy,
@@ -110,43 +119,48 @@ class LevelSampler:
                 alpha=alpha,
                 staleness_coef=staleness_coef,
                 staleness_temperature=staleness_temperature,
-                gamma=0.0 if self._gamma_is_0 else gamma,
+                gamma=0.0 if strategy in OF_ADVANTAGES else gamma,
+                seed=drawn_seed() if seed is None else seed,
                 **replay_fields(replay_schedule, rho, 1.0 - share("nu", nu) if replay_schedule == "fixed" else 1.0),
             )
-            address, self._stop = own_server(self, config)
-        self._trainer = Trainer(address, curriculum=curriculum)
+        else:
+            at = address
+        self._open(levels, strategy, num_actors, at, curriculum)
+
+    def _open(
+        self,
+        seeds: Sequence[int],
+        strategy: str,
+        num_actors: int,
+        at: Config | str,
+        curriculum: str = DEFAULT_CURRICULUM,
+    ) -> None:
+        """Connects to the daemon at an address, or to a server of its own, started with a configuration."""
+        if isinstance(num_actors, bool) or not isinstance(num_actors, int) or num_actors < 1:
+            raise InvalidInput("num_actors", "an integer, 1 or more", repr(num_actors))
+        self.strategy = strategy
+        self._stop: Callable[[], object] | None = None
+        self._gamma_is_0 = False
+        if isinstance(at, str):
+            address = at
+        else:
+            self._gamma_is_0 = strategy in OF_ADVANTAGES
+            address, self._stop = own_server(self, at)
+        trainer = Trainer(address, curriculum=curriculum)
+        if self._stop is None and (daemons := trainer.stats()["strategy"]) != strategy:
+            raise InvalidInput("strategy", f"{daemons}, the daemon's", repr(strategy))
+        super().__init__(trainer, seeds)
         self._client = LevelClient(address, curriculum=curriculum)
-        if self._stop is None:
-            if (daemons := self._trainer.stats()["strategy"]) != strategy:
-                raise InvalidInput("strategy", f"{daemons}, the daemon's", repr(strategy))
-            if missing := set(levels) - set(self._trainer.scores()[0].tolist()):
-                raise LevelOutsideSpace("seeds", "levels of the daemon", f"{len(missing)} that it does not have")
-        self.seeds: NDArray[np.int64] = np.array(levels, dtype=np.int64)
         self._num_actors = num_actors
         self._draws = 0
         self._turn = 0  # of sample("sequential")
-        # Of the last block's last row: its seeds (N,), and where the episode goes on.
-        self._last: tuple[NDArray[np.int64], NDArray[np.bool_]] | None = None
+        # (N,) each, of the env's last block: the seed of its last row, and whether that episode goes on.
+        self._last: tuple[NDArray[np.int64], NDArray[np.bool_]] = np.zeros(0, np.int64), np.zeros(0, np.bool_)
 
     @property
     def requires_value_buffers(self) -> bool:
         """Whether the strategy reads returns and value predictions."""
         return self.strategy in VALUE_STRATEGIES
-
-    @property
-    def seed_scores(self) -> NDArray[np.float64]:
-        """(n,) scores, in the order of the level space."""
-        return self._trainer.scores()[1]
-
-    @property
-    def seed_staleness(self) -> NDArray[np.int64]:
-        """(n,) how many draws ago each seed was last drawn."""
-        return self._trainer.scores()[2]
-
-    @property
-    def unseen_seed_weights(self) -> NDArray[np.float64]:
-        """(n,) 1 for a seed without a score, else 0."""
-        return 1.0 - self._trainer.scores()[3]
 
     def seed_range(self) -> tuple[int, int]:
         """Returns the smallest and the largest seed."""
@@ -174,12 +188,15 @@ class LevelSampler:
         return self._client.next(slots=[self._draws % self._num_actors])[0].level
 
     def sample_weights(self) -> NDArray[np.float64]:
-        """Returns (n,) the probabilities of a replay, in the order of the level space; all 0 while nothing is seen.
+        """Returns (n,) the probabilities of a replay; all 0 while nothing is seen, and for random and sequential.
 
         Raises:
             ServerUnreachable: no reply from the server.
         """
-        return self._trainer.weights()
+        if self.strategy in BASELINES:  # they replay nothing; the server tells what they draw next
+            return np.zeros(len(self.seeds))
+        weights: NDArray[np.float64] = self._trainer.weights()[self._places]
+        return weights
 
     def update_with_rollouts(self, rollouts: Any) -> None:
         """Scores the seeds of a rollout, after its `compute_returns`.
@@ -198,27 +215,37 @@ class LevelSampler:
             LevelOutsideSpace: a seed is none of the sampler's.
             ServerUnreachable: no reply from the server.
         """
+        self._score(rollouts)
+
+    def _score(self, rollouts: Any, num_steps: int | None = None, env: int | None = None) -> None:
+        """Scores the first `num_steps` steps of a rollout, by default all, of one env or of all."""
         if self.strategy in BASELINES:
             return
-        steps, envs = np.shape(_field(rollouts, "level_seeds"))[:2]
-        shape, longer = (steps, envs), (steps + 1, envs)
+        steps, envs = np.shape(_field(rollouts, self._SEEDS))[:2]
+        if env is not None and not 0 <= env < envs:
+            raise InvalidInput("actor_id", f"0 to {envs - 1}", repr(env))
+        columns = np.arange(envs) if env is None else np.array([int(env)])
 
-        def read(name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-            return host_array(name, _field(rollouts, name), shape)
+        def read(name: str, *shape: int) -> NDArray[Any]:
+            whole = host_array(name, _field(rollouts, name), shape)
+            return whole[: None if num_steps is None else num_steps + shape[0] - steps, columns]
 
-        begins = read("masks", longer) <= 0
-        levels = self._levels_of_episodes(read("level_seeds", shape).astype(np.int64), begins)
+        begins = read("masks", steps + 1, envs) <= 0
+        played, goes_on = self._last if len(self._last[0]) == envs else (np.zeros(envs, np.int64), np.zeros(envs, bool))
+        levels = _levels_of_episodes(read(self._SEEDS, steps, envs).astype(np.int64), begins)
+        began_before = goes_on[columns] & ~np.logical_or.accumulate(begins[:-1])
+        levels = np.where(began_before, played[columns], levels)
         values = rewards = next_values = logits = None
         if self.requires_value_buffers:
-            predicted = read("value_preds", longer).astype(np.float64)
+            predicted = read("value_preds", steps + 1, envs).astype(np.float64)
             values, next_values = predicted[:-1], predicted[-1]
             # Under a gamma of 0, A_t = r_t - V_t: with returns for rewards just what the train loop learns from.
-            rewards = read("returns", longer)[:-1] if self._gamma_is_0 else read("rewards", shape)
-        else:
-            log_dist = _field(rollouts, "action_log_dist")
-            logits = read("action_log_dist", (*shape, np.shape(log_dist)[-1]))
-        self._trainer.push(values, rewards, begins[1:], levels, next_values, logits=logits)
-        self._last = levels[-1], ~begins[-1]
+            rewards = read("returns", steps + 1, envs)[:-1] if self._gamma_is_0 else read("rewards", steps, envs)
+        elif self.strategy in POLICY_STRATEGIES:
+            logits = read("action_log_dist", steps, envs, np.shape(_field(rollouts, "action_log_dist"))[-1])
+        self._trainer.push(values, rewards, begins[1:], levels, next_values, logits=logits, columns=columns)
+        played[columns], goes_on[columns] = levels[-1], ~begins[-1]
+        self._last = played, goes_on
 
     def after_update(self) -> None:
         """Does nothing: what a block holds of an unfinished episode was scored with the block."""
@@ -230,14 +257,11 @@ class LevelSampler:
         if self._stop is not None:
             self._stop()
 
-    def _levels_of_episodes(self, seeds: NDArray[np.int64], begins: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Returns (T, N) the seed of each row's episode: that of its first row, in this block or the one before."""
-        first = np.maximum.accumulate(np.where(begins[:-1], np.arange(len(seeds))[:, np.newaxis], 0))
-        levels = np.take_along_axis(seeds, first, axis=0)
-        if self._last is None or self._last[0].shape != seeds.shape[1:]:
-            return levels
-        played, unfinished = self._last
-        return np.where(unfinished & ~np.logical_or.accumulate(begins[:-1]), played, levels)
+
+def _levels_of_episodes(seeds: NDArray[np.int64], begins: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Returns (T, N) the seed in the first row of each row's episode, or in the block's first row."""
+    first = np.maximum.accumulate(np.where(begins[:-1], np.arange(len(seeds))[:, np.newaxis], 0))
+    return np.take_along_axis(seeds, first, axis=0)
 
 
 def _field(rollouts: Any, name: str) -> Any:

@@ -1,7 +1,8 @@
 """The curriculum server on a Ray cluster: a detached actor runs it, and every node finds it by name.
 
 May be imported by users; imports ray, and plr_server only where the server runs. It never touches the curriculum: the
-clients talk to the server over tcp as they do elsewhere, and Ray only says where it is.
+clients talk to the server over tcp as they do elsewhere, and Ray only says where it is. `make_known` and `known` are
+for `wrappers.syllabus` alone.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def start(
         ServerStartError: the configuration or the address cannot be served, or there was no server in time. Nothing is
             left of it.
     """
-    nodes = sum(node["Alive"] for node in ray.nodes())
+    nodes = _alive_nodes()
     if nodes > 1 and not insecure:
         expected = (
             f"True, said aloud, on a cluster of {nodes} nodes: only beyond loopback do the others reach the server, "
@@ -108,6 +109,55 @@ def stop(name: str = "plr") -> None:
         InvalidInput: there is none.
     """
     ray.kill(_daemon(name))
+
+
+def make_known(what: object, where: str, name: str) -> Any:
+    """Keeps something picklable under a name, where every process of this job finds it (`known`).
+
+    Args:
+        what: the thing.
+        where: the address of the server that it tells of.
+        name: a name of this job's.
+
+    Returns:
+        A handle; the name is free again when it is gone.
+
+    Raises:
+        InvalidInput: the name is taken, or there are several nodes, which do not reach the address.
+    """
+    if _alive_nodes() > 1 and (where.startswith("ipc:") or LOOPBACK in where):
+        expected = "one that all nodes reach, by address=wrappers.ray.start(Config(...), insecure=True)"
+        raise InvalidInput("curriculum", expected, f"one at {where}")
+    try:
+        return ray.remote(num_cpus=0)(_Note).options(name=name).remote(what)
+    except ValueError as error:  # how Ray says that the name is taken
+        raise InvalidInput("actor_name", "a name that is free in this job", repr(name)) from error
+
+
+def known(name: str) -> Any:
+    """Returns what was made known under that name in this job.
+
+    Raises:
+        InvalidInput: nothing was.
+    """
+    try:
+        return ray.get(ray.get_actor(name).read.remote())
+    except ValueError as error:
+        raise InvalidInput(
+            "actor_name", "that of a curriculum of this job (make_ray_curriculum)", repr(name)
+        ) from error
+
+
+class _Note:
+    def __init__(self, what: object) -> None:
+        self._what = what
+
+    def read(self) -> object:
+        return self._what
+
+
+def _alive_nodes() -> int:
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def _daemon(name: str) -> Any:

@@ -1,8 +1,8 @@
 """A drop-in for what users of Syllabus import to train with Prioritized Level Replay: its names, played by our server.
 
-May be imported by users; imports gymnasium, numpy and plr_client, never Syllabus, torch or Ray. It has no code of
-Syllabus and keeps no scores: it hands over what the trainer reports, each row credited to the level it was played on.
-What differs from Syllabus is in docs/syllabus.md.
+May be imported by users; imports gymnasium, numpy and plr_client, never Syllabus or torch, and Ray only where its names
+are used. It has no code of Syllabus and keeps no scores: it hands over what the trainer reports, each row credited to
+the level it was played on. What differs from Syllabus is in docs/syllabus.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from plr_client import InvalidInput, LevelClient, LevelOutsideSpace, MissingField, PlrError, Trainer
 from plr_client.protocol import DEFAULT_CURRICULUM
-from wrappers.foreign import config_of, host_array, own_server, refuse, replay_fields
+from wrappers.env import told
+from wrappers.foreign import config_of, drawn_seed, host_array, own_server, refuse, replay_fields, share
+from wrappers.level_replay import BASELINES, OF_ADVANTAGES, POLICY_STRATEGIES, LevelSampler
 
 _SAMPLER_FIELDS = {  # Syllabus' names in `Config`'s
     "strategy": "strategy",
@@ -36,12 +38,15 @@ _SAMPLER_INSTEAD = {
     "use_dense_rewards": "False: R_max - V_t is taken over all steps (strategy grounded_signed_value_loss)",
     "gamma": "None here: it is an argument of PrioritizedLevelReplay",
     "gae_lambda": "None here: it is an argument of PrioritizedLevelReplay",
-    "nu": "replay_prob = 1 - nu",
+    "robust_plr": "False; or a daemon with --robust and LevelReplayVector.train_mask (examples/robust_plr.py)",
+    "evaluator": "None: values come from the trainer",
 }
 _SAMPLER_NO_EFFECT = frozenset({"num_actors", "action_space", "task_buffer_size", "task_buffer_priority"})
 _INSTEAD = {
     "evaluator": "None: values come from the trainer, by update()",
-    "robust_plr": "False; or a daemon with --robust and LevelReplayVector.train_mask (examples/robust_plr.py)",
+    "get_value": "None: the trainer calls it itself, and hands over what it gives in update({'value': ...})",
+    "get_action_log_dist": "None: the trainer calls it itself, for update({'action_log_dist': ...})",
+    "robust_plr": _SAMPLER_INSTEAD["robust_plr"],
     "random_start_tasks": "0: task_sampler_kwargs_dict={'rho': share} plays new levels until that share is seen",
     "record_stats": "False: gymnasium's RecordEpisodeStatistics records returns; log_metrics() writes scores",
 }
@@ -61,6 +66,7 @@ _METHODS_INSTEAD = {
     "update_on_step_batch": "update(): the trainer reports steps, the envs only play",
     "update_on_episode": "update(): episodes are found in its dones",
     "update_task_progress": "update(): levels are scored by what the trainer learns from them",
+    "set_value_fn": "update(): values come from the trainer",
     "normalize": "a wrapper around the vector env, such as VecNormalize or NormalizeReward",
     "add_agent": "levels only: agents are no levels",
     "get_agent": "levels only: agents are no levels",
@@ -133,6 +139,10 @@ class DiscreteTaskSpace:
             raise LevelOutsideSpace("encoding", f"0 to {self.num_tasks - 1}", repr(encoding))
         return self.tasks[encoding]
 
+    def seed(self, seed: int) -> None:
+        """Seeds `sample`. The curriculum has a seed of its own."""
+        self.gym_space.seed(seed)
+
     def contains(self, task: object) -> bool:
         """Whether it is a task of the space."""
         return task in self._encoding
@@ -144,6 +154,9 @@ class DiscreteTaskSpace:
     def task_name(self, task: int) -> str:
         """Returns the task's name."""
         return repr(task)
+
+
+TaskSpace = DiscreteTaskSpace
 
 
 class TaskWrapper(gym.Wrapper):
@@ -251,14 +264,17 @@ class GymnasiumSyncWrapper(gym.Wrapper):
 
     `task`, and `info["task"]` of every reset and step, are a `Task`: an int that knows which level the last transition
     belongs to, so that rows are credited rightly in any autoreset mode. In the infos of a gymnasium vector env they are
-    an array of objects; `.astype(int)` makes it one of ints.
+    an array of objects; `.astype(int)` makes it one of ints. The info of a reset has the keys of `LevelReplay`'s too,
+    by which the learner of `wrappers.rllib` knows the level.
 
     Args:
         env: the env; its `reset` takes `new_task`.
-        channels: the task space and `curriculum.components`, in any order; also the task and update queues of older
-            releases.
+        channels: the task space and `curriculum.components`, in any order; also the task and update queues that
+            `make_multiprocessing_curriculum` returned, in older releases' way.
         task_space: as keyword.
         components: as keyword.
+        task_queue: as keyword; queues of your own have no effect beside `components`, for there are none here.
+        update_queue: as task_queue.
         buffer_size: 1 asks for a task when an episode begins; with n, n - 1 are held ready. 1 to 4097.
         more: `batch_size`, `remove_keys` and `update_on_step` have no effect: envs send no steps.
 
@@ -272,11 +288,13 @@ class GymnasiumSyncWrapper(gym.Wrapper):
         *channels: DiscreteTaskSpace | Components,
         task_space: DiscreteTaskSpace | None = None,
         components: Components | None = None,
+        task_queue: Any = None,
+        update_queue: Any = None,
         buffer_size: int = 1,
         **more: Any,
     ) -> None:
         refuse(more, _SYNC_INSTEAD, _SYNC_NO_EFFECT)
-        for channel in channels:
+        for channel in (*channels, *(queue for queue in (task_queue, update_queue) if isinstance(queue, Components))):
             if isinstance(channel, Components):
                 components = channel
             elif isinstance(channel, DiscreteTaskSpace):
@@ -286,7 +304,8 @@ class GymnasiumSyncWrapper(gym.Wrapper):
         if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or buffer_size < 1:
             raise InvalidInput("buffer_size", "an integer, 1 or more", repr(buffer_size))
         if components is None:
-            raise InvalidInput("components", "curriculum.components of a curriculum from here", "none")
+            expected = "curriculum.components, or the queues that make_multiprocessing_curriculum returned here"
+            raise InvalidInput("components", expected, "none")
         super().__init__(env)
         self.task_space = task_space
         self._client = LevelClient(
@@ -314,13 +333,14 @@ class GymnasiumSyncWrapper(gym.Wrapper):
         Raises:
             ServerUnreachable: no reply from the server.
         """
-        level = self._client.next()[0].level
+        assignment = self._client.next()[0]
+        level = assignment.level
         given: dict[str, Any] = {"new_task": level, "seed": seed, "options": options}
         observation, info = self.env.reset(**{name: value for name, value in given.items() if value is not None})
         self._level = level
         if not self._transitions:
             self._played = level
-        return observation, {**info, "task": self.task}
+        return observation, {**info, **told(assignment, scored=True), "task": self.task}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Steps the env; its info also tells the task."""
@@ -339,6 +359,39 @@ class GymnasiumSyncWrapper(gym.Wrapper):
 MultiProcessingSyncWrapper = GymnasiumSyncWrapper
 
 
+class RayGymnasiumSyncWrapper(GymnasiumSyncWrapper):
+    """A sync wrapper that finds its curriculum on the Ray cluster, where `make_ray_curriculum` has made it known.
+
+    Args:
+        env: as `GymnasiumSyncWrapper`.
+        update_on_step: no effect: envs send no steps.
+        task_space: as `GymnasiumSyncWrapper`.
+        global_task_completion: None: a level lasts for one episode.
+        actor_name: the name that it was made known under.
+
+    Raises:
+        InvalidInput: no curriculum is known under that name, or as `GymnasiumSyncWrapper`.
+        MissingDependency: Ray is not installed.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env,
+        update_on_step: bool = True,  # noqa: ARG002
+        task_space: DiscreteTaskSpace | None = None,
+        global_task_completion: Any = None,
+        *,
+        actor_name: str = "curriculum",
+    ) -> None:
+        from wrappers.ray import known  # noqa: PLC0415  optional
+
+        refuse({"global_task_completion": global_task_completion}, _SYNC_INSTEAD, frozenset())
+        super().__init__(env, known(actor_name), task_space=task_space)
+
+
+RaySyncWrapper = RayGymnasiumSyncWrapper
+
+
 class PrioritizedLevelReplay:
     """Prioritized Level Replay, with the arguments and methods that Syllabus documents.
 
@@ -348,6 +401,7 @@ class PrioritizedLevelReplay:
     Attributes:
         task_space: as given.
         components: what the envs' sync wrappers need.
+        actor: the Ray actor that makes them known on a cluster; None without `make_ray_curriculum`.
 
     Args:
         task_space: the tasks; they are the server's level ids.
@@ -358,6 +412,8 @@ class PrioritizedLevelReplay:
         gamma: discount; 0.999 by default.
         gae_lambda: lambda of generalised advantage estimation; 0.95 by default.
         task_names: called as task_names(task, index), for `log_metrics`.
+        seed: of the server's generator, 0 or more. Without one it is drawn from numpy's global generator, which
+            `np.random.seed` seeds, as Syllabus' draws are.
         address: where a daemon listens that is used instead; it has the configuration, and these tasks as its levels.
         curriculum: the name of the curriculum there; only with `address`.
         more: Syllabus' other arguments have no effect, or raise where they ask for what is not here.
@@ -380,6 +436,7 @@ class PrioritizedLevelReplay:
         gamma: float | None = None,
         gae_lambda: float | None = None,
         task_names: Callable[[int, int], object] | None = None,
+        seed: int | None = None,
         address: str | None = None,
         curriculum: str = DEFAULT_CURRICULUM,
         **more: Any,
@@ -393,15 +450,15 @@ class PrioritizedLevelReplay:
                 raise InvalidInput(name, "an integer, 1 or more", repr(count))
         self.task_space = task_space
         self._stop: Callable[[], object] | None = None
-        fields = _config_fields(task_sampler_kwargs_dict, gamma, gae_lambda)
+        fields = _config_fields(task_sampler_kwargs_dict, gamma, gae_lambda, seed)
         if address is None:
             if curriculum != DEFAULT_CURRICULUM:
                 raise InvalidInput("curriculum", "an address beside it, of a daemon that has it", repr(curriculum))
             config = config_of(_WORDS, levels=tuple(task_space.tasks), num_steps=num_steps, **fields)
             address, self._stop = own_server(self, config)
-        elif task_sampler_kwargs_dict is not None or gamma is not None or gae_lambda is not None:
+        elif any(given is not None for given in (task_sampler_kwargs_dict, gamma, gae_lambda, seed)):
             expected = "no settings beside it: the daemon has its own (plr-server serve --help)"
-            raise InvalidInput("address", expected, "task_sampler_kwargs_dict, gamma or gae_lambda")
+            raise InvalidInput("address", expected, "task_sampler_kwargs_dict, gamma, gae_lambda or seed")
         self.components = Components(address, curriculum, 60.0)
         self._trainer = Trainer(address, curriculum=curriculum)
         self._client = LevelClient(address, curriculum=curriculum)
@@ -410,11 +467,12 @@ class PrioritizedLevelReplay:
         self._num_steps = num_steps
         self._num_envs = num_processes
         self._task_names = task_names
+        self.actor: Any = None
         self._transitions: list[int] = []
         self._block: list[dict[str, NDArray[Any]]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_stop": None}  # the server is its maker's
+        return self.__dict__ | {"_stop": None, "actor": None}  # the server and the actor are its maker's
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in _METHODS_INSTEAD:
@@ -444,6 +502,13 @@ class PrioritizedLevelReplay:
     def requires_step_updates(self) -> bool:
         """False: the envs send no steps."""
         return False
+
+    @property
+    def task_queue(self) -> Components:
+        """`components`: what stands for the queues of older releases."""
+        return self.components
+
+    update_queue = task_queue
 
     def get_components(self) -> Components:
         """Returns `components`, under the name of older releases."""
@@ -548,6 +613,7 @@ class PrioritizedLevelReplay:
         """Closes the connections, and stops the server if it is this object's own."""
         self._trainer.close()
         self._client.close()
+        self.actor = None
         if self._stop is not None:
             self._stop()
 
@@ -635,9 +701,191 @@ def make_multiprocessing_curriculum(
     return curriculum
 
 
-def _config_fields(sampler: Mapping[str, Any] | None, gamma: float | None, gae_lambda: float | None) -> dict[str, Any]:
+def make_ray_curriculum(curriculum: PrioritizedLevelReplay, actor_name: str = "curriculum") -> PrioritizedLevelReplay:
+    """Returns the curriculum, once the Ray cluster knows where it is: `RayGymnasiumSyncWrapper` finds it by the name.
+
+    RLlib's trainer reports by `wrappers.rllib.LevelReplayPPOTorchLearner`, with the `plr_address`
+    `curriculum.components.address` (docs/syllabus.md).
+
+    Args:
+        curriculum: the curriculum. On a cluster of several nodes it is one with the address of a daemon that they all
+            reach, such as that of `wrappers.ray.start(Config(...), insecure=True)`.
+        actor_name: the name, for as long as the curriculum lives.
+
+    Raises:
+        InvalidInput: the name is taken, or there are several nodes and the curriculum's server is reached by one.
+        MissingDependency: Ray is not installed.
+    """
+    from wrappers.ray import make_known  # noqa: PLC0415  optional
+
+    curriculum.actor = make_known(curriculum.components, curriculum.components.address, actor_name)
+    return curriculum
+
+
+class TaskSampler(LevelSampler):
+    """Syllabus' sampler without a curriculum around it: draws tasks and learns from rollouts. Its server is its own.
+
+    Attributes:
+        tasks: (n,) int64.
+        num_tasks: n.
+        task2index: the index of each task, in `tasks` and in all arrays of one number a task.
+        strategy: as given.
+
+    Args:
+        tasks: distinct ints; they are the server's level ids.
+        num_steps: of a rollout, how many steps are read; by default all.
+        action_space: no effect.
+        task_space: no effect.
+        num_actors: how many envs play, 1 or more.
+        strategy: what scores an episode.
+        gamma: discount of the strategies that do not take the advantages from the rollouts, 0 to 1.
+        gae_lambda: no effect: advantages are the rollouts'.
+        seed: as of `PrioritizedLevelReplay`.
+        more: what `PrioritizedLevelReplay` takes as `task_sampler_kwargs_dict`.
+
+    Raises:
+        InvalidInput: an argument is not what it must be, or has no counterpart here.
+        ConfigError: a value is out of its range.
+    """
+
+    _SEEDS = "tasks"
+
+    def __init__(  # noqa: PLR0917  as Syllabus has them
+        self,
+        tasks: Sequence[int],
+        num_steps: int | None = None,
+        action_space: Any = None,  # noqa: ARG002
+        task_space: Any = None,  # noqa: ARG002
+        num_actors: int = 1,
+        strategy: str = "value_l1",
+        *,
+        gamma: float = 0.999,
+        gae_lambda: float = 0.95,
+        seed: int | None = None,
+        **more: Any,
+    ) -> None:
+        if num_steps is not None and (isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1):
+            raise InvalidInput("num_steps", "an integer, 1 or more", repr(num_steps))
+        try:
+            levels = tuple(map(operator.index, tasks))
+        except TypeError as error:
+            raise InvalidInput("tasks", "a list of ints", f"{tasks!r:.80}") from error
+        of_advantages = strategy in OF_ADVANTAGES
+        fields = _config_fields(more | {"strategy": strategy}, 0.0 if of_advantages else gamma, gae_lambda, seed)
+        self._num_steps = num_steps
+        self._max_score_coef: float = fields.get("max_score_coef", 0.0)
+        self._open(levels, strategy, num_actors, config_of(_WORDS, levels=levels, **fields))
+        self.tasks, self.num_tasks, self.task2index = self.seeds, len(self.seeds), self.seed2index
+
+    @property
+    def requires_value_buffers(self) -> bool:
+        """Whether the strategy reads returns, rewards and value predictions."""
+        return self.strategy not in {*BASELINES, *POLICY_STRATEGIES, "uniform"}
+
+    @property
+    def task_scores(self) -> NDArray[np.float64]:
+        """(n,) scores, 0 for a task without one."""
+        return self.seed_scores
+
+    @property
+    def task_staleness(self) -> NDArray[np.int64]:
+        """(n,) how many draws ago each task was last drawn."""
+        return self.seed_staleness
+
+    @property
+    def unseen_task_weights(self) -> NDArray[np.float64]:
+        """(n,) 1 for a task without a score, else 0."""
+        return self.unseen_seed_weights
+
+    @property
+    def max_score(self) -> float:
+        """The highest score."""
+        return float(self.seed_scores.max())
+
+    def update_with_rollouts(self, rollouts: Any, actor_id: int | None = None, external_scores: Any = None) -> None:
+        """Scores the tasks of a rollout, after its `compute_returns`.
+
+        An episode belongs to the task in its first row.
+
+        Args:
+            rollouts: a RolloutStorage, as `LevelSampler.update_with_rollouts` has it, but with `tasks` (T, N, 1) for
+                `level_seeds`.
+            actor_id: the env whose steps are read, 0 to N - 1; by default all.
+            external_scores: None: `update_task_score` takes scores of your own making.
+
+        Raises:
+            InvalidInput: a field is missing or not what it must be, or there is no such env; nothing was applied.
+            LevelOutsideSpace: a task is none of the sampler's.
+            ServerUnreachable: no reply from the server.
+        """
+        refuse({"external_scores": external_scores}, _UPDATE_INSTEAD, frozenset())
+        self._score(rollouts, self._num_steps, actor_id)
+
+    def update_task_score(  # noqa: PLR0917  as Syllabus has them
+        self,
+        actor_index: int,
+        task: int,
+        score: float,
+        max_score: float,
+        num_steps: int,
+        running_mean: bool = True,  # noqa: ARG002
+    ) -> tuple[float, int]:
+        """Gives a task a score of your own making: of an episode, whole or in part. `alpha` mixes it with the old one.
+
+        Args:
+            actor_index: no effect.
+            task: the task.
+            score: mean over the steps, finite.
+            max_score: maximum over the steps, finite; read where `max_score_coef` is not 0.
+            num_steps: as of `update_seed_score`.
+            running_mean: no effect.
+
+        Returns:
+            The score as it was given, and the task's index.
+
+        Raises:
+            InvalidInput: a score is not a finite number, or there are no steps.
+            LevelOutsideSpace: it is no task of the sampler's.
+            ServerUnreachable: no reply from the server.
+        """
+        if task not in self.task2index:
+            raise LevelOutsideSpace("task", f"one of the {self.num_tasks} tasks", repr(task))
+        coef = self._max_score_coef
+        mixed = coef * max_score + (1.0 - coef) * score if coef else score
+        self.update_seed_score(actor_index, self.task2index[task], mixed, num_steps)
+        return score, self.task2index[task]
+
+    def after_update(self, actor_indices: Any = None) -> None:
+        """Does nothing: what a block holds of an unfinished episode was scored with the block."""
+
+    def metrics(self) -> dict[str, Any]:
+        """Returns task_scores, task_staleness, unseen_task_weights, proportion_seen, and score, the mean of the seen.
+
+        Raises:
+            ServerUnreachable: no reply from the server.
+        """
+        stats = self._trainer.stats()
+        return {
+            "task_scores": self.task_scores,
+            "task_staleness": self.task_staleness,
+            "unseen_task_weights": self.unseen_task_weights,
+            "proportion_seen": stats["seen_share"],
+            "score": stats["mean_score"],
+        }
+
+
+_UPDATE_INSTEAD = {"external_scores": "None: update_task_score() takes scores of your own making"}
+
+
+def _config_fields(
+    sampler: Mapping[str, Any] | None, gamma: float | None, gae_lambda: float | None, seed: int | None
+) -> dict[str, Any]:
     """Returns fields of `Config` from Syllabus' arguments; what is not given has Syllabus' default."""
     given = dict(sampler or {})
+    if "nu" in given:
+        if "replay_prob" in given:
+            raise InvalidInput("nu", "it or replay_prob, which is 1 - nu", "both")
+        given["replay_prob"] = 1.0 - share("nu", given.pop("nu"))
     schedule = given.pop("replay_schedule", "proportionate")
     fields = replay_fields(schedule, given.pop("rho", 1.0), given.pop("replay_prob", 0.5))
     transform = given.pop("staleness_transform", "power")
@@ -645,6 +893,7 @@ def _config_fields(sampler: Mapping[str, Any] | None, gamma: float | None, gae_l
         raise InvalidInput("staleness_transform", "power, with staleness_temperature", f"{transform!r:.80}")
     fields |= {ours: given.pop(theirs) for theirs, ours in _SAMPLER_FIELDS.items() if theirs in given}
     refuse(given, _SAMPLER_INSTEAD, _SAMPLER_NO_EFFECT)
+    fields["seed"] = drawn_seed() if seed is None else seed
     for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
         if value is not None:
             fields[name] = value

@@ -1,7 +1,7 @@
-"""From the frames of a request to the frames of its reply: sessions, each request applied once, errors as replies.
+"""From the frames of a request to the frames of its reply: each request applied once, errors as replies.
 
 The layer between the ZeroMQ loop and the curriculum, without IO and without a clock: the loop tells it which peer
-spoke and who is gone. Nothing a client sends can raise out of `answer`.
+spoke and who is gone. Nothing a client sends can raise out of `answer`, and nothing that its score function raises.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plr_client.errors import (
     InvalidInput,
@@ -25,55 +25,46 @@ from plr_client.errors import (
     UnknownCurriculum,
     UnknownOperation,
 )
+from plr_client.levels import Assignments, check_k
 from plr_client.protocol import (
+    MAX_INSERT_BYTES,
+    MAX_LEVELS_IN_HEADER,
     Frames,
     Reply,
     Request,
+    check_packed,
     decode_request,
     encode_reply,
-    join_payloads,
-    pack_payload,
     request_id,
+    shown,
     split_payloads,
-    unpack_payload,
 )
 from plr_server.curriculum.state_machine import Curriculum
+from plr_server.serving.sessions import Session, Sessions
 
 logger = logging.getLogger("plr_server")
 
-_ROLLOUT = (
-    "values",
-    "rewards",
-    "dones",
-    "levels",
-    "next_values",
-    "truncated",
-    "final_values",
-    "valid",
-    "logits",
-    "successes",
-    "columns",
-    "groups",
+FEW_LEVELS = 8  # drawn one by one; more are drawn as arrays
+
+_ROLLOUT = frozenset(
+    (
+        "values",
+        "rewards",
+        "dones",
+        "levels",
+        "next_values",
+        "truncated",
+        "final_values",
+        "valid",
+        "logits",
+        "successes",
+        "columns",
+        "groups",
+    )
 )
-_MAX_SESSION_CHARS = 64
+_NONE: Mapping[str, Any] = {}
 
-
-@dataclasses.dataclass(slots=True)
-class Session:
-    """One client, from its first request until it says goodbye or is given up.
-
-    Attributes:
-        peer: the transport's name for the connection it last spoke on.
-        sequence: the highest sequence number applied.
-        reply: the reply to it, repeated when the request comes again; None for a request that changes nothing.
-        waiting: curriculum -> slot -> how many pushes there had been when its level was drawn, for levels drawn ahead
-            whose turn has not come.
-    """
-
-    peer: bytes
-    sequence: int = 0
-    reply: Reply | None = None
-    waiting: dict[str, dict[int, int]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
+Result = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]], Sequence[bytes] | None]  # as the end of a `Reply`
 
 
 @dataclasses.dataclass(slots=True)
@@ -92,28 +83,33 @@ class Lag:
 class Dispatcher:
     """Answers requests out of named curricula, which know nothing of each other.
 
+    Attributes:
+        sessions: the clients.
+        curricula: the state machines by name.
+
     Args:
         curricula: the state machines by name; the dispatcher is their only caller.
         max_frame_bytes: told to clients, which then refuse to send more.
+        epoch: names this run of the curricula's state; every reply carries it.
         allow_pickle: take score functions from clients: whoever can connect can then run code in this process.
     """
 
     def __init__(
-        self, curricula: Mapping[str, Curriculum], *, max_frame_bytes: int, allow_pickle: bool = False
+        self, curricula: Mapping[str, Curriculum], *, max_frame_bytes: int, epoch: int = 0, allow_pickle: bool = False
     ) -> None:
-        self.sessions: dict[str, Session] = {}
-        self._lags = {name: Lag() for name in curricula}
+        self.sessions = Sessions()
         self.curricula = curricula
+        self._lags = {name: Lag() for name in curricula}
         self._max_frame_bytes = max_frame_bytes
+        self._epoch = epoch
         self._allow_pickle = allow_pickle
-        self._reads: dict[str, Callable[[Curriculum, Request], Reply]] = {
-            "hello": self._hello,
+        self._reads: dict[str, Callable[[Curriculum, Request], Result]] = {
             "stats": self._stats,
             "weights": _weights,
             "scores": _scores,
             "levels": _levels,
         }
-        self._writes: dict[str, Callable[[Curriculum, Request], Reply]] = {
+        self._writes: dict[str, Callable[[Curriculum, Request], Result]] = {
             "next": self._next,
             "push": _push,
             "push_step": _push_step,
@@ -122,7 +118,7 @@ class Dispatcher:
             "set_score_function": self._set_score_function,
         }
 
-    def answer(self, peer: bytes, frames: Sequence[Any]) -> Frames | None:
+    def answer(self, peer: bytes, frames: Sequence[Any]) -> Frames:
         """Applies one request.
 
         Args:
@@ -130,74 +126,84 @@ class Dispatcher:
             frames: what came, without the peer.
 
         Returns:
-            The frames of the reply; None for a goodbye, which nobody waits to see answered.
+            The frames of the reply.
         """
+        number: int | None = None
+        error: PlrError
         try:
             request = decode_request(frames)
-            if not 0 < len(request.session) <= _MAX_SESSION_CHARS:
-                raise ProtocolError(
-                    f"session: expected 1 to {_MAX_SESSION_CHARS} characters, got {len(request.session)}"
-                )
-        except PlrError as error:
-            return encode_reply(Reply(request_id(frames), error=error))
-        if request.op == "goodbye":
-            self.forget(request.session)
-            return None
-        session = self.sessions.setdefault(request.session, Session(peer))
-        session.peer = peer
-        if request.sequence == session.sequence and session.reply is not None:
-            reply = session.reply
-        elif request.sequence < session.sequence:
-            reply = Reply(
-                None, error=ProtocolError(f"seq: expected more than {session.sequence}, got {request.sequence}")
-            )
-        else:
-            reply = self._apply(request)
-            session.sequence = request.sequence
-            session.reply = reply if request.op in self._writes else None
-        return encode_reply(dataclasses.replace(reply, id=request.id, durable=session.sequence))
+            number = request.sequence
+            return encode_reply(self._answer(peer, request))
+        except KeyboardInterrupt:
+            raise
+        except PlrError as refusal:
+            error = refusal
+        except BaseException as exc:  # noqa: BLE001  the last resort: the server goes on whatever this was
+            error = _failed("a request", exc)
+        return self.refusal(number if number is not None else request_id(frames), error)
 
-    def holds(self, session: str) -> bool:
-        """Returns whether a slot of the client plays a level."""
-        return any(curriculum.holds(session) for curriculum in self.curricula.values())
+    def refusal(self, number: int | None, error: PlrError) -> Frames:
+        """Returns the frames of the reply that refuses a request, by its number where that is known."""
+        return encode_reply(Reply(number, self._epoch, 0, error))
 
-    def release(self, session: str) -> None:
+    def release(self, name: str) -> None:
         """Takes back the levels that a vanished client's slots hold; its pooled steps wait, it may come back."""
-        if session in self.sessions:
-            self.sessions[session].waiting.clear()
+        if (session := self.sessions.get(name)) is not None:
+            session.waiting.clear()
         for curriculum in self.curricula.values():
-            curriculum.release(session)
+            curriculum.release(name)
 
-    def forget(self, session: str) -> None:
+    def forget(self, name: str, *, said_goodbye: bool = False) -> None:
         """Drops a client that said goodbye or will not come back, with all that was kept for it."""
-        self.release(session)
+        self.release(name)
         for curriculum in self.curricula.values():
-            curriculum.forget(session)
-        self.sessions.pop(session, None)
+            curriculum.forget(name)
+        self.sessions.end(name, said_goodbye=said_goodbye)
+
+    def _answer(self, peer: bytes, request: Request) -> Reply:
+        session = self.sessions.admit(peer, request)
+        number, op = request.sequence, request.op
+        if number == session.sequence:
+            if session.reply is not None:
+                return session.reply
+            if op in self._writes:
+                raise ProtocolError(f"seq: expected more than {number} for {op}, got {number} again")
+        if op == "hello":
+            told = {"max_frame_bytes": self._max_frame_bytes, "applied": session.sequence}
+            session.sequence, session.reply = number, None
+            return Reply(number, self._epoch, number, None, told)
+        if op == "goodbye":
+            self.forget(request.session, said_goodbye=True)
+            return Reply(number, self._epoch, number)
+        reply = self._apply(request)
+        session.sequence = number
+        session.reply = reply if op in self._writes else None
+        return reply
 
     def _apply(self, request: Request) -> Reply:
-        curriculum = self.curricula.get(request.curriculum)
+        number, op = request.sequence, request.op
+        error: PlrError
         try:
+            curriculum = self.curricula.get(request.curriculum)
             if curriculum is None:
-                raise UnknownCurriculum(f"{request.curriculum:.80}", ", ".join(sorted(self.curricula)))  # noqa: TRY301
-            if request.op in self._writes:
-                return self._writes[request.op](curriculum, request)
-            if request.op in self._reads:
-                return self._reads[request.op](curriculum, request)
-        except ScoreFunctionError as error:
-            logger.error("%s, at %s of session %s", error, request.op, request.session, exc_info=error)  # noqa: TRY400
-            return Reply(None, error=error)
-        except PlrError as error:
-            return Reply(None, error=error)
-        except Exception as exc:
-            logger.exception("failed at %s of session %s", request.op, request.session)
-            return Reply(
-                None, error=ServerError(f"the server failed at {request.op} ({exc!r:.200}); its log says more")
-            )
-        known = ", ".join(sorted([*self._reads, *self._writes, "goodbye"]))
-        return Reply(None, error=UnknownOperation(f"{request.op:.80}", known))
+                raise UnknownCurriculum(request.curriculum[:80], ", ".join(sorted(self.curricula)))  # noqa: TRY301
+            apply = self._writes.get(op) or self._reads.get(op)
+            if apply is None:
+                known = ", ".join(sorted([*self._reads, *self._writes, "hello", "goodbye"]))
+                raise UnknownOperation(op[:80], known)  # noqa: TRY301
+            return Reply(number, self._epoch, number, None, *apply(curriculum, request))
+        except KeyboardInterrupt:
+            raise
+        except ScoreFunctionError as refusal:
+            logger.error("%s, at %s of session %r", refusal, op, request.session, exc_info=refusal)  # noqa: TRY400
+            error = refusal
+        except PlrError as refusal:
+            error = refusal
+        except BaseException as exc:  # noqa: BLE001  of a score function, or a bug: the server goes on
+            error = _failed(op, exc)
+        return Reply(number, self._epoch, number, error)
 
-    def _set_score_function(self, curriculum: Curriculum, request: Request) -> Reply:
+    def _set_score_function(self, curriculum: Curriculum, request: Request) -> Result:
         if not self._allow_pickle:
             raise PickleRefused(request.op)
         pickled = _fields(request, {"function"}).get("function")
@@ -205,44 +211,54 @@ class Dispatcher:
             got = "none" if pickled is None else f"{pickled.dtype}"
             raise InvalidInput("function", "an array of uint8, a pickled function", got)
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        if request.args.get("python") != python:  # bytecode of another version can bring the interpreter down
+        by = request.args.get("python")
+        if by != python:  # bytecode of another version can bring the interpreter down
             expected = f"one pickled by Python {python}, the server's"
-            raise InvalidInput("function", expected, f"one by Python {request.args.get('python')!s:.20}")
+            raise InvalidInput("function", expected, f"one by Python {by if isinstance(by, str) else shown(by)!s:.20}")
         curriculum.set_score_function(pickled.tobytes())
-        return Reply(None)
+        return _NONE, _NONE, None
 
-    def _hello(self, _curriculum: Curriculum, _request: Request) -> Reply:
-        return Reply(None, {"max_frame_bytes": self._max_frame_bytes})
-
-    def _stats(self, curriculum: Curriculum, request: Request) -> Reply:
-        lag = self._lags[request.curriculum]
+    def _stats(self, curriculum: Curriculum, request: Request) -> Result:
+        lag, sessions = self._lags[request.curriculum], self.sessions
         clients = {
-            "sessions": len(self.sessions),
-            "prefetched": sum(len(session.waiting.get(request.curriculum, ())) for session in self.sessions.values()),
+            "sessions": len(sessions),
+            "prefetched": sum(len(sessions[name].waiting.get(request.curriculum, ())) for name in sessions),
             "prefetch_lag_pushes": lag.pushes / max(lag.levels, 1),
         }
-        return Reply(None, curriculum.stats() | clients)
+        return curriculum.stats() | clients, _NONE, None
 
-    def _next(self, curriculum: Curriculum, request: Request) -> Reply:
-        fields = _fields(request, {"slots", "begun"})
-        slots = fields.get("slots", np.empty(0, dtype=np.int64))
-        begun = fields.get("begun", np.empty(0, dtype=np.int64))
-        if begun.ndim != 1 or begun.dtype.kind not in "iu":
-            raise InvalidInput("begun", "shape (m,) of integers", f"shape {begun.shape} of {begun.dtype}")
-        assignments = curriculum.sample(slots.size, slots=slots, holder=request.session, packed=True)
-        self._note_lag(curriculum, request, begun.tolist(), slots.tolist())
-        arrays = {
-            "levels": np.array([assignment.level for assignment in assignments], dtype=np.int64),
-            "is_replay": np.array([assignment.is_replay for assignment in assignments]),
-            "train": np.array([assignment.train for assignment in assignments]),
-        }
-        if assignments[0].payload is not None:
-            arrays |= join_payloads([assignment.payload for assignment in assignments])
-        return Reply(None, arrays=arrays)
+    def _next(self, curriculum: Curriculum, request: Request) -> Result:
+        slots, begun = _ints(request, "slots"), _ints(request, "begun")
+        k: Any = request.args.get("k", 0) if slots is None else len(slots)
+        check_k(k if type(k) in (int, bool, float) else 0)
+        session = self.sessions[request.session]
+        result: tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]
+        handed: Sequence[bytes] | None
+        if k <= FEW_LEVELS:
+            few = curriculum.sample(k, slots=slots, holder=request.session, packed=True)
+            levels, is_replay, train, payloads = map(list, zip(*few, strict=True))
+            result = {"levels": levels, "is_replay": is_replay, "train": train}, _NONE
+            handed = None if payloads[0] is None else payloads
+        else:
+            given = slots if slots is None else np.asarray(slots)
+            many = _sample_arrays(curriculum, k, slots=given, holder=request.session)
+            arrays = {"levels": many.levels, "is_replay": many.is_replay, "train": many.train}
+            if len(many.levels) <= MAX_LEVELS_IN_HEADER:
+                result = {name: array.tolist() for name, array in arrays.items()}, _NONE
+            else:
+                result = _NONE, arrays
+            handed = many.payloads
+        ahead = request.args.get("ahead")
+        if ahead or session.waiting:
+            held = range(k) if slots is None else slots
+            self._note_lag(curriculum, request, session, _listed(() if begun is None else begun), _listed(held))
+        return *result, handed
 
-    def _note_lag(self, curriculum: Curriculum, request: Request, begun: list[int], slots: list[int]) -> None:
+    def _note_lag(
+        self, curriculum: Curriculum, request: Request, session: Session, begun: Sequence[int], slots: Sequence[int]
+    ) -> None:
         """Counts the levels drawn ahead whose turn has come, and notes those drawn now."""
-        waiting, lag = self.sessions[request.session].waiting[request.curriculum], self._lags[request.curriculum]
+        waiting, lag = session.waiting[request.curriculum], self._lags[request.curriculum]
         for drawn_at in (waiting.pop(slot) for slot in begun if slot in waiting):
             lag.levels += 1
             lag.pushes += curriculum.pushes - drawn_at
@@ -252,49 +268,82 @@ class Dispatcher:
             waiting.update(dict.fromkeys(slots, curriculum.pushes))
 
 
-def _push(curriculum: Curriculum, request: Request) -> Reply:
-    return Reply(None, {"scored": curriculum.update(**_fields(request, set(_ROLLOUT)), source=request.session)})
+def _failed(what: str, exc: BaseException) -> ServerError:
+    """Logs what nobody expected, and returns the error that tells of it: by its type alone, for it may be anything."""
+    logger.error("failed at %s", what, exc_info=exc)
+    return ServerError(f"the server failed at {what} ({type(exc).__name__}); its log says more")
 
 
-def _push_step(curriculum: Curriculum, request: Request) -> Reply:
-    return Reply(None, {"scored": curriculum.update_step(**_fields(request, set(_ROLLOUT)), source=request.session)})
+def _sample_arrays(curriculum: Curriculum, k: Any, *, slots: NDArray[Any] | None, holder: str) -> Assignments:
+    few = curriculum.sample(k, slots=slots, holder=holder, packed=True)
+    levels, is_replay, train, payloads = map(list, zip(*few, strict=True))
+    handed = None if payloads[0] is None else payloads
+    return Assignments(np.array(levels, dtype=np.int64), np.array(is_replay), np.array(train), handed)
 
 
-def _push_scores(curriculum: Curriculum, request: Request) -> Reply:
+def _push(curriculum: Curriculum, request: Request) -> Result:
+    return {"scored": curriculum.update(**_fields(request, _ROLLOUT), source=request.session)}, _NONE, None
+
+
+def _push_step(curriculum: Curriculum, request: Request) -> Result:
+    return {"scored": curriculum.update_step(**_fields(request, _ROLLOUT), source=request.session)}, _NONE, None
+
+
+def _push_scores(curriculum: Curriculum, request: Request) -> Result:
     fields = {"levels": None, "scores": None, **_fields(request, {"levels", "scores"})}
-    return Reply(None, {"scored": curriculum.update_scores(**fields)})
+    return {"scored": curriculum.update_scores(**fields)}, _NONE, None
 
 
-def _insert(curriculum: Curriculum, request: Request) -> Reply:
+def _insert(curriculum: Curriculum, request: Request) -> Result:
     fields = _fields(request, {"payloads", "payload_bytes", "scores", "parents"})
-    packed = [pack_payload(unpack_payload(payload)) for payload in split_payloads(fields)]  # made canonical here
+    packed = split_payloads(fields)
+    num_bytes = sum(map(len, packed))
+    if num_bytes > MAX_INSERT_BYTES:
+        raise InvalidInput("payloads", f"at most {MAX_INSERT_BYTES} bytes in one insert, packed", str(num_bytes))
+    for payload in packed:
+        check_packed(payload)
     ids = curriculum.insert_packed(packed, fields.get("scores"), fields.get("parents"))
-    return Reply(None, arrays={"ids": ids})
+    return _NONE, {"ids": ids}, None
 
 
-def _weights(curriculum: Curriculum, _request: Request) -> Reply:
-    return Reply(None, arrays={"weights": curriculum.weights()})
+def _weights(curriculum: Curriculum, _request: Request) -> Result:
+    return _NONE, {"weights": curriculum.weights()}, None
 
 
-def _scores(curriculum: Curriculum, _request: Request) -> Reply:
-    return Reply(None, arrays=dict(zip(("ids", "scores", "staleness", "seen"), curriculum.scores(), strict=True)))
+def _scores(curriculum: Curriculum, _request: Request) -> Result:
+    return _NONE, dict(zip(("ids", "scores", "staleness", "seen"), curriculum.scores(), strict=True)), None
 
 
-def _levels(curriculum: Curriculum, request: Request) -> Reply:
+def _levels(curriculum: Curriculum, request: Request) -> Result:
     fields = {"levels": None, **_fields(request, {"levels"})}
     levels = curriculum.levels_packed(**fields)
-    return Reply(
-        None,
-        arrays={
-            "levels": np.array([level for level, _, _ in levels], dtype=np.int64),
-            "parents": np.array([parent for _, _, parent in levels], dtype=np.int64),
-            **join_payloads([packed for _, packed, _ in levels]),
-        },
-    )
+    arrays = {
+        "levels": np.array([level for level, _, _ in levels], dtype=np.int64),
+        "parents": np.array([parent for _, _, parent in levels], dtype=np.int64),
+    }
+    return _NONE, arrays, [packed for _, packed, _ in levels]
 
 
-def _fields(request: Request, known: set[str]) -> Mapping[str, Any]:
+def _fields(request: Request, known: frozenset[str] | set[str]) -> Mapping[str, Any]:
     for name in request.arrays:
         if name not in known:
             raise InvalidInput(f"{name:.80}", f"a field among {', '.join(sorted(known))}", "an unknown one")
     return request.arrays
+
+
+def _ints(request: Request, name: str) -> NDArray[Any] | list[int] | None:
+    """Returns ints that travel in the header or, where they are many, as an array; None where there are none."""
+    if request.arrays:
+        array: NDArray[Any] | None = _fields(request, {"slots", "begun"}).get(name)
+        if array is not None:
+            if array.ndim != 1 or array.dtype.kind not in "iu":
+                raise InvalidInput(name, "shape (m,) of integers", f"shape {array.shape} of {array.dtype}")
+            return array
+    given: list[int] | None = request.args.get(name)
+    if given is None or (type(given) is list and all(type(each) is int for each in given)):
+        return given
+    raise InvalidInput(name, "a list of ints", shown(given))
+
+
+def _listed(ints: NDArray[Any] | Sequence[int]) -> Sequence[int]:
+    return ints.tolist() if isinstance(ints, np.ndarray) else ints

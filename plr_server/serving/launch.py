@@ -138,5 +138,5 @@ def _await_ready(process: subprocess.Popen[bytes], ready: BinaryIO, fields: dict
         raise ServerStartError(f"expected a ready server within {START_TIMEOUT_S:g} s, got exit code {process.wait()}")
     said = json.loads(line)
     if "error" in said:
-        raise from_wire(**said["error"])
+        raise from_wire(*said["error"])
     return str(said["address"])

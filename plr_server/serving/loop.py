@@ -7,31 +7,33 @@ mathematics. Used by the command line and, through it, by `plr_server.launch`.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import logging
 import os
+import secrets
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from plr_client.errors import ConfigError
-from plr_client.protocol import MAX_FRAME_BYTES, MAX_HEADER_BYTES, encode_notice
+from plr_client.protocol import MAX_FRAME_BYTES, MAX_HEADER_BYTES, encode_notice, request_id
 from plr_server.curriculum.state_machine import Curriculum
 from plr_server.serving.dispatch import Dispatcher
 from plr_server.serving.endpoint import beyond_this_machine, listening
+from plr_server.serving.sessions import MAX_SESSIONS
+from plr_server.serving.wire import Wire
 
 logger = logging.getLogger("plr_server")
 
-HEARTBEAT_MS = 5_000  # a peer silent for three heartbeats is gone
-SEND_QUEUE = 64  # messages that wait for a peer that does not read; further ones are dropped
 BATCH = 64  # requests between two looks at signals and the clock
 TICK_MS = 500
-SWEEP_AFTER_S = (0.05, 1.0)  # after a disconnect: soon, and once more for what the transport had not noticed yet
-FORGET_EVERY_S = 3_600.0  # how often sessions whose peer has gone are dropped, with what was kept for their return
+LOOK_AFTER_S = (0.05, 1.0)  # after a connection has closed: soon, and once more for what the transport saw late
+RETURN_WITHIN_S = 60.0  # how long what a vanished client has pooled waits for its return
 CLOSING_LINGER_MS = 500
 
 
@@ -47,13 +49,16 @@ def serve(
 ) -> None:
     """Serves curricula until SIGINT or SIGTERM, then tells the clients and returns. Call it from the main thread.
 
+    The soft limit of open files is raised to the hard one.
+
     Args:
         curricula: what to serve, by the name that clients ask for.
         address: `ipc://PATH` or `tcp://HOST:PORT`, port 0 for a free one.
         ready: called with the address once clients can connect.
         insecure: allow a tcp address beyond loopback.
         allow_pickle: take score functions from clients, who can then run code in this process.
-        max_frame_bytes: the largest frame taken from a client, in bytes; the transport drops who sends more.
+        max_frame_bytes: the largest frame taken from a client, in bytes; the transport drops who sends more. A request
+            has at most four times that in all.
         parent_pid: stop also when this process is no longer the parent.
 
     Raises:
@@ -67,113 +72,104 @@ def serve(
     if allow_pickle and beyond_this_machine(address):
         expected = "an ipc or loopback address: whoever reaches the server could run code in it"
         raise ConfigError("allow_pickle", expected, address)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    router = context.socket(zmq.ROUTER)
-    router.setsockopt(zmq.LINGER, CLOSING_LINGER_MS)
-    router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    router.setsockopt(zmq.SNDHWM, SEND_QUEUE)
-    router.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
-    router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-    monitor = router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-
     with contextlib.ExitStack() as stack:
-        stack.callback(_close, context, router, monitor)
+        wire = Wire(max_frame_bytes)
+        stack.callback(wire.close)
         stop = stack.enter_context(_stop_signals())
-        bound = stack.enter_context(listening(router, address, insecure=insecure))
-        stack.callback(_close, context, router, monitor)  # before giving up the address: it unlinks what is there
-        dispatcher = Dispatcher(curricula, max_frame_bytes=max_frame_bytes, allow_pickle=allow_pickle)
-        loop = _Loop(dispatcher, router, monitor, stop)
+        bound = stack.enter_context(listening(wire.router, address, insecure=insecure))
+        stack.callback(wire.close, CLOSING_LINGER_MS)  # before giving up the address: it unlinks what is there
+        wire.listens_at(bound)
+        epoch = secrets.randbits(63)  # the state lives in memory: every run begins another
+        dispatcher = Dispatcher(curricula, max_frame_bytes=max_frame_bytes, epoch=epoch, allow_pickle=allow_pickle)
+        loop = _Loop(dispatcher, wire, stop)
         ready(bound)
         loop.run(parent_pid)
-        logger.info("stopping: telling %d sessions", len(loop.dispatcher.sessions))
+        logger.info("stopping: telling %d sessions", len(dispatcher.sessions))
         loop.tell_closing()
 
 
-def _close(context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:
-    if not router.closed:
-        router.disable_monitor()
-        monitor.close()
-        router.close()
-    context.term()
-
-
 class _Loop:
-    def __init__(
-        self, dispatcher: Dispatcher, router: zmq.Socket[bytes], monitor: zmq.Socket[bytes], stop: socket.socket
-    ) -> None:
+    def __init__(self, dispatcher: Dispatcher, wire: Wire, stop: socket.socket) -> None:
         self.dispatcher = dispatcher
-        self._router, self._monitor, self._stop = router, monitor, stop
-        self._sweeps_s: list[float] = []  # when to look for sessions whose peer has gone
-        self._forget_s = time.monotonic() + FORGET_EVERY_S
+        self._wire, self._stop = wire, stop
+        self._due: list[tuple[float, int, Callable[[], None]]] = []  # a heap of what to do when
+        self._num_due = 0
 
     def run(self, parent_pid: int | None) -> None:
-        poller = zmq.Poller()
-        for source in (self._router, self._monitor, self._stop):
-            poller.register(source, zmq.POLLIN)
+        stop = self._stop.fileno()
+        sources: list[Any] = [(self._wire.router, zmq.POLLIN), (self._wire.monitor, zmq.POLLIN), (stop, zmq.POLLIN)]
         while True:
-            events = dict(poller.poll(self._patience_ms()))
-            if self._stop.fileno() in events or (parent_pid is not None and os.getppid() != parent_pid):
+            events: dict[Any, int] = dict(zmq.zmq_poll(sources, self._patience_ms()))
+            if stop in events or (parent_pid is not None and os.getppid() != parent_pid):
                 return
-            if self._router in events:
+            if self._wire.router in events:
                 self._answer_some()
-            if self._monitor in events:
-                self._note_disconnects()
-            self._look_after_sessions()
+            if self._wire.monitor in events:
+                self._note_closed()
+            sessions = self.dispatcher.sessions
+            sessions.max_open = len(sessions) if self._wire.crowded() else MAX_SESSIONS
+            self._do_what_is_due()
 
     def tell_closing(self) -> None:
         """Tells every client that the server is stopping."""
-        for session in self.dispatcher.sessions.values():
-            self._send(session.peer, encode_notice("closing"))
+        sessions = self.dispatcher.sessions
+        for name in sessions:
+            self._wire.send(sessions[name].peer, encode_notice("closing"))
+
+    def _after(self, seconds: float, do: Callable[[], None]) -> None:
+        self._num_due += 1
+        heapq.heappush(self._due, (time.monotonic() + seconds, self._num_due, do))
 
     def _patience_ms(self) -> int:
-        if not self._sweeps_s:
+        if not self._due:
             return TICK_MS
-        return min(TICK_MS, max(0, int(1000 * (self._sweeps_s[0] - time.monotonic()))) + 1)
+        return min(TICK_MS, max(0, int(1000 * (self._due[0][0] - time.monotonic()))) + 1)
+
+    def _do_what_is_due(self) -> None:
+        while self._due and self._due[0][0] <= time.monotonic():
+            heapq.heappop(self._due)[2]()
 
     def _answer_some(self) -> None:
+        wire, dispatcher = self._wire, self.dispatcher
         for _ in range(BATCH):
-            try:
-                peer, *frames = self._router.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
+            received = wire.receive()
+            if received is None:
                 return
-            reply = self.dispatcher.answer(peer, frames)
-            if reply is not None and not self._send(peer, reply):
-                logger.debug("a peer left before its reply")
+            peer, frames, refusal = received
+            if refusal is None:
+                reply = dispatcher.answer(peer, frames)
+            else:
+                reply = dispatcher.refusal(request_id(frames), refusal)
+            wire.send_reply(peer, reply, dispatcher.refusal)
 
-    def _send(self, peer: bytes, frames: list[Any]) -> bool:
-        """Sends without waiting; False where the peer is not connected. Who does not read its replies gets none."""
-        try:
-            self._router.send_multipart([peer, *frames], zmq.DONTWAIT)
-        except zmq.Again:
-            return True
-        except zmq.ZMQError as exc:
-            if exc.errno == zmq.EHOSTUNREACH:
-                return False
-            raise
-        return True
+    def _note_closed(self) -> None:
+        for peer in self._wire.closed_peers():
+            for after_s in LOOK_AFTER_S:
+                self._after(after_s, partial(self._look_for, peer))
 
-    def _note_disconnects(self) -> None:
-        with contextlib.suppress(zmq.Again):
-            while True:
-                recv_monitor_message(self._monitor, zmq.DONTWAIT)
-        now_s = time.monotonic()
-        soon_s, later_s = (now_s + after_s for after_s in SWEEP_AFTER_S)
-        self._sweeps_s = [min([*self._sweeps_s, soon_s]), later_s]  # under steady coming and going it must come too
+    def _look_for(self, peer: bytes) -> None:
+        """Takes back the levels of clients whose connection has closed, unless it has opened again."""
+        names = self.dispatcher.sessions.of(peer)
+        if not names:
+            return
+        if self._is_there(peer):
+            if not self._wire.knows(peer):  # connected anew and silent: nobody will tell when that closes
+                self._after(RETURN_WITHIN_S, partial(self._look_for, peer))
+            return
+        for name in names:
+            logger.info("session %r is gone: its levels are no longer in flight", name)
+            self.dispatcher.release(name)
+            self._after(RETURN_WITHIN_S, partial(self._forget, name, peer))
 
-    def _look_after_sessions(self) -> None:
-        now_s = time.monotonic()
-        if self._sweeps_s and self._sweeps_s[0] <= now_s:
-            self._sweeps_s.pop(0)
-            for name, session in self.dispatcher.sessions.items():
-                if self.dispatcher.holds(name) and not self._send(session.peer, encode_notice("ping")):
-                    logger.info("session %s is gone: its levels are no longer in flight", name)
-                    self.dispatcher.release(name)
-        if self._forget_s <= now_s:
-            self._forget_s = now_s + FORGET_EVERY_S
-            for name, session in list(self.dispatcher.sessions.items()):
-                if not self._send(session.peer, encode_notice("ping")):
-                    self.dispatcher.forget(name)
+    def _forget(self, name: str, peer: bytes) -> None:
+        session = self.dispatcher.sessions.get(name)
+        if session is not None and session.peer == peer and not self._is_there(peer):
+            logger.info("session %r did not come back: it is forgotten", name)
+            self.dispatcher.forget(name)
+
+    def _is_there(self, peer: bytes) -> bool:
+        """Asks the transport; only about a peer whose connection has closed, so that pings do not pile up."""
+        return self._wire.send(peer, encode_notice("ping"))
 
 
 @contextlib.contextmanager

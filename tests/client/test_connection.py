@@ -16,9 +16,12 @@ import time
 import faults
 import numpy as np
 import pytest
+import zmq
 
-from plr_client import InvalidInput, LevelClient, PlrError, ServerUnreachable, Trainer
+from plr_client import InvalidInput, LevelClient, PlrError, ServerUnreachable, SessionExpired, Trainer
 from plr_client.connection import Connection
+from plr_server import Config, Curriculum
+from plr_server.serving.dispatch import Dispatcher
 
 NOT_THERE = "is plr-server running there? (plr-server serve --bind ADDRESS)"
 STOPPED = "the server said it was stopping: start it again, it is found by itself"
@@ -151,6 +154,79 @@ def test_a_push_sent_twice_to_a_slow_server_is_applied_once(ipc):
         assert scored == [2]
         stats = trainer.stats()
         assert (stats["pushes"], stats["scores"]) == (1, 2)
+
+
+ASKS = {
+    "next": lambda client, _trainer: client.next(3),
+    "stats": lambda _client, trainer: trainer.stats(),
+    "push_scores": lambda _client, trainer: trainer.push_scores([1], [0.5]),
+    "push": lambda _client, trainer: trainer.push(**faults.block()),
+}
+
+
+@pytest.fixture
+def forgetful(ipc):
+    """The dispatcher of a server in a thread of this process, to be made to forget; and a way to stop the server."""
+    dispatcher = Dispatcher({"default": Curriculum(Config(levels=range(10)))}, max_frame_bytes=1 << 20, epoch=5)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger = 0
+        router.bind(ipc)
+        over = threading.Event()
+
+        def serve():
+            while not over.is_set():
+                if router.poll(5):
+                    peer, *frames = router.recv_multipart()
+                    router.send_multipart([peer, *dispatcher.answer(peer, frames)])
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield dispatcher
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("op", ASKS)
+def test_a_session_that_was_forgotten_is_begun_anew_where_nothing_can_be_applied_twice(forgetful, ipc, op):
+    with LevelClient(ipc) as client, Trainer(ipc) as trainer:
+        ASKS[op](client, trainer)
+        before = forgetful.curricula["default"].stats()
+        for name in list(forgetful.sessions):
+            forgetful.forget(name)
+        ASKS[op](client, trainer)
+        after = forgetful.curricula["default"].stats()
+    told = "draws" if op == "next" else "pushes"
+    assert after[told] - before[told] == {"next": 3, "stats": 0}.get(op, 1)
+
+
+@pytest.mark.parametrize("op", ASKS)
+def test_a_push_sent_twice_to_a_server_that_forgot_is_an_error_that_says_so(forgetful, ipc, op):
+    """The first copy may have been applied before the server forgot; a server of another epoch knows of none."""
+    for epoch in (5, 6):
+        forgetful._epoch = 5
+        with LevelClient(ipc) as client, Trainer(ipc) as trainer:
+            for one in (client, trainer):
+                one._connection.request("stats")
+            connection = (client if op == "next" else trainer)._connection
+
+            def twice(*args, send=connection.send, connection=connection):
+                pending = send(*args)
+                connection._transmit(pending)
+                return pending
+
+            connection.send = twice
+            for name in list(forgetful.sessions):
+                forgetful.forget(name)
+            forgetful._epoch = epoch
+            before = forgetful.curricula["default"].stats()
+            if epoch == 5 and op.startswith("push"):
+                with pytest.raises(SessionExpired, match=f"{op}: sent 2 times and applied once or not at all, which"):
+                    ASKS[op](client, trainer)
+                assert forgetful.curricula["default"].stats() == before
+                del connection.send
+                assert trainer.push_scores([1], [0.5]) == 1  # and it goes on
+            else:
+                ASKS[op](client, trainer)
 
 
 def test_a_late_reply_to_a_request_given_up_is_not_taken_for_the_next_one(ipc):
@@ -358,6 +434,82 @@ def test_a_child_forked_while_a_thread_waits_for_a_reply_does_not_hang(server):
     assert out == "4\n2\n"
 
 
+FILES = """
+import os, resource, sys
+import numpy as np
+from plr_client import LevelClient, TooManyOpenFiles, Trainer
+
+def files():
+    return len(os.listdir("/proc/self/fd"))
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+"""
+
+
+def test_clients_of_a_process_share_threads_and_leave_nothing(server):
+    out = faults.run_script(
+        FILES
+        + """
+        import time
+        first = LevelClient(sys.argv[1])
+        first.next()
+        before = files(), threads()
+        clients = [LevelClient(sys.argv[1]) for _ in range(150)]
+        for client in clients:
+            client.next()
+        print((files() - before[0]) / len(clients), threads() - before[1])
+        for client in clients:
+            client.close()
+        while files() > before[0]:  # sockets close in the background
+            time.sleep(0.001)
+        print(threads() - before[1], len(first.next()))
+        """.replace("\n        ", "\n"),
+        server.address,
+    )
+    assert out == "2.0 0\n0 1\n"
+
+
+def test_a_thousand_clients_raise_the_soft_limit_of_open_files(server):
+    out = faults.run_script(
+        FILES
+        + """
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        clients = [LevelClient(sys.argv[1]) for _ in range(1000)]
+        print(sum(len(client.next()) for client in clients), files() > 2000)
+        for client in clients:
+            client.close()
+        """.replace("\n        ", "\n"),
+        server.address,
+    )
+    assert out == "1000 True\n"
+
+
+def test_short_of_the_hard_limit_of_open_files_it_is_an_error_and_the_others_go_on(server):
+    out = faults.run_script(
+        FILES
+        + """
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+        clients = []
+        try:
+            while True:
+                clients.append(LevelClient(sys.argv[1]))
+                clients[-1].next()
+        except TooManyOpenFiles as error:
+            print(error.limit, len(clients) > 20)
+        clients.pop()
+        print(sum(len(client.next()) for client in clients) == len(clients))
+        clients.pop().close()
+        clients.pop().close()
+        with LevelClient(sys.argv[1]) as client:
+            print(len(client.next()))
+        """.replace("\n        ", "\n"),
+        server.address,
+    )
+    assert out == "100 True\nTrue\n1\n"
+
+
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_a_used_client_goes_into_multiprocessing_workers(server, method):
     out = faults.run_script(
@@ -485,7 +637,7 @@ def test_a_whole_session_loads_nothing_more(server):
 def test_a_connection_carries_any_request(server):
     connection = Connection(server.address, curriculum="default", timeout_s=20.0)
     reply = connection.request("next", arrays={"slots": np.arange(2)})
-    assert (reply.error, reply.arrays["levels"].shape) == (None, (2,))
+    assert (reply.error, len(reply.result["levels"])) == (None, 2)
     with pytest.raises(PlrError, match=re.escape("got 'fly'")):
         connection.request("fly")
     connection.close()

@@ -44,6 +44,22 @@ EXAMPLES = {
         (),
         "levels: expected some to hand out, got none inserted yet; insert payloads first (Trainer.insert)",
     ),
+    "SessionExpired": (
+        ("push", "not applied"),
+        "session: expected one that the server knows, got one it has forgotten; push: not applied",
+    ),
+    "TooManySessions": (
+        ("in all", 16384),
+        "sessions: expected at most 16384 in all, got one more; close clients that are done",
+    ),
+    "RepliesUnread": (
+        ("by one client", 100),
+        "replies: expected at most 100 bytes unread by one client, got more; read a reply before you ask again",
+    ),
+    "TooManyOpenFiles": (
+        (1024,),
+        "open files: expected room for one more connection below the limit of 1024, got none; raise ulimit -Hn",
+    ),
     "ServerError": (("the server failed at push",), "the server failed at push"),
     "ScoreFunctionError": (
         ("my_scores:fitness", "ValueError('no')"),
@@ -101,7 +117,7 @@ def test_the_values_are_attributes(error):
 
 def test_the_wire_rebuilds_class_values_and_message(error):
     told = msgpack.unpackb(msgpack.packb(error.to_wire()))
-    again = from_wire(told["code"], told["fields"])
+    again = from_wire(*told)
     assert (type(again), again.args, str(again)) == (type(error), error.args, str(error))
 
 
@@ -128,7 +144,8 @@ def test_a_wrong_number_of_values_is_refused():
 
 def test_values_that_msgpack_cannot_carry_become_text():
     error = plr_client.InvalidInput("k", "an integer", np.int64(3))
-    assert error.to_wire() == {"code": "invalid_input", "fields": ["k", "an integer", "3"]}
+    assert error.to_wire() == ["invalid_input", ["k", "an integer", "3"]]
+    assert plr_client.ServerError("\udc80").to_wire() == ["server_error", ["\\udc80"]]
 
 
 @pytest.mark.parametrize(

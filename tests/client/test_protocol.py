@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import faults
 import msgpack
 import numpy as np
@@ -12,13 +14,16 @@ from hypothesis.extra import numpy as hnp
 
 from plr_client import InvalidInput, LevelOutsideSpace, MessageTooLarge, PlrError, ProtocolError, VersionMismatch
 from plr_client.protocol import (
+    MAX_FRAMES,
     MAX_HEADER_BYTES,
+    MAX_INLINE_BYTES,
     MAX_PAYLOAD_BYTES,
     MAX_PAYLOAD_DEPTH,
     PROTOCOL_VERSION,
     Notice,
     Reply,
     Request,
+    check_packed,
     decode_reply,
     decode_request,
     encode_notice,
@@ -43,35 +48,46 @@ PLAIN = st.recursive(
 )
 MAPS = st.dictionaries(st.text(max_size=8), PLAIN, max_size=3)
 INT64 = st.integers(-(2**63), 2**63 - 1)
+COUNT = st.integers(1, 2**63 - 1)
 
 
 def identical(left, right):
     return all(faults.same(left[name], right[name]) for name in [*left, *right])
 
 
+def push(args=None, **arrays):
+    return Request("s", 1, 1, "default", "push", args or {}, arrays)
+
+
 def through_the_wire(frames):
     return [bytes(frame) for frame in frames]
 
 
-@given(INT64, st.text(max_size=64), INT64, st.text(max_size=9), MAPS, NAMED_ARRAYS)
-def test_a_request_comes_back_as_it_was(number, session, sequence, op, args, arrays):
-    request = Request(number, session, sequence, op, args, arrays)
+@given(st.text(min_size=1, max_size=64), COUNT, COUNT, st.text(max_size=9), st.text(max_size=9), MAPS, NAMED_ARRAYS)
+def test_a_request_comes_back_as_it_was(session, connection, sequence, curriculum, op, args, arrays):
+    request = Request(session, connection, sequence, curriculum, op, args, arrays)
     again = decode_request(through_the_wire(encode_request(request)))
-    assert (again.id, again.session, again.sequence, again.op, again.args) == (number, session, sequence, op, args)
+    assert again[:-1] == request[:-1]
     assert identical(again.arrays, arrays)
 
 
-@given(st.none() | INT64, MAPS, NAMED_ARRAYS, INT64)
-def test_a_reply_comes_back_as_it_was(number, result, arrays, durable):
-    again = decode_reply(through_the_wire(encode_reply(Reply(number, result, arrays, durable))))
-    assert (again.id, again.result, again.durable, again.error) == (number, result, durable, None)
+@given(st.none() | INT64, COUNT, INT64, MAPS, NAMED_ARRAYS)
+def test_a_reply_comes_back_as_it_was(number, epoch, durable, result, arrays):
+    again = decode_reply(through_the_wire(encode_reply(Reply(number, epoch, durable, None, result, arrays))))
+    assert (again.id, again.epoch, again.durable, again.error) == (number, epoch, durable, None)
+    assert again.result == result
     assert identical(again.arrays, arrays)
+
+
+def test_payloads_of_a_reply_arrive_as_arrays():
+    again = decode_reply(through_the_wire(encode_reply(Reply(1, 2, 1, payloads=[b"\x01", b"\xa1a"]))))
+    assert split_payloads(again.arrays) == [b"\x01", b"\xa1a"]
 
 
 def test_an_error_reply_carries_the_error():
-    frames = encode_reply(Reply(3, error=LevelOutsideSpace("levels", "one of 3", "level 4"), durable=2))
+    frames = encode_reply(Reply(3, 9, 2, LevelOutsideSpace("levels", "one of 3", "level 4")))
     again = decode_reply(through_the_wire(frames))
-    assert (again.id, again.durable, type(again.error)) == (3, 2, LevelOutsideSpace)
+    assert (again.id, again.epoch, again.durable, type(again.error)) == (3, 9, 2, LevelOutsideSpace)
     assert again.error.args == ("levels", "one of 3", "level 4")
 
 
@@ -85,19 +101,40 @@ def test_a_notice_comes_back():
     ids=["transposed", "strided", "big-endian", "0-d", "empty"],
 )
 def test_any_layout_arrives_little_endian_and_contiguous(array):
-    arrived = decode_request(through_the_wire(encode_request(Request(1, "s", 1, "push", {}, {"x": array})))).arrays["x"]
+    arrived = decode_request(through_the_wire(encode_request(push(x=array)))).arrays["x"]
     assert arrived.shape == array.shape
     assert np.array_equal(arrived, array)
     assert arrived.dtype.newbyteorder("=") == array.dtype.newbyteorder("=")
     assert arrived.dtype.str[0] in "<|"
 
 
-def test_an_array_goes_as_one_raw_frame_without_a_copy():
-    array = np.arange(12.0).reshape(3, 4)
-    packed, frame = encode_request(Request(1, "s", 1, "push", {}, {"x": array}))
-    assert bytes(frame) == array.tobytes()
-    assert np.shares_memory(np.frombuffer(frame), array)
-    assert msgpack.unpackb(packed)["arrays"] == [["x", "<f8", [3, 4]]]
+def test_a_large_array_goes_as_one_raw_frame_without_a_copy_and_a_small_one_in_the_header():
+    large, small = np.arange(4.0 * MAX_INLINE_BYTES).reshape(4, -1), np.arange(MAX_INLINE_BYTES // 8)
+    packed, frame = encode_request(push(large=large, small=small))
+    assert bytes(frame) == large.tobytes()
+    assert np.shares_memory(np.frombuffer(frame), large)
+    assert msgpack.unpackb(packed)[7] == [
+        ["large", "<f8", [4, MAX_INLINE_BYTES]],
+        ["small", "<i8", [MAX_INLINE_BYTES // 8], small.tobytes()],
+    ]
+
+
+def test_a_frame_is_read_without_a_copy():
+    frames = encode_request(push(x=np.arange(1000.0)))
+    assert np.shares_memory(decode_request(frames).arrays["x"], np.frombuffer(frames[1]))
+
+
+def test_a_small_request_is_one_frame():
+    for op in ("next", "push_step"):
+        step = {
+            name: np.zeros(64, dtype=np.float64) for name in ("values", "rewards", "dones", "levels", "next_values")
+        }
+        assert len(encode_request(Request("s", 1, 1, "default", op, {"k": 1}, step))) == 1
+
+
+def test_a_header_that_small_arrays_make_too_long_cannot_be():
+    arrays = {f"{i:08}": np.zeros(MAX_INLINE_BYTES, dtype=bool) for i in range(MAX_FRAMES - 1)}
+    assert len(encode_request(push(**arrays))[0]) < MAX_HEADER_BYTES // 2
 
 
 @pytest.mark.parametrize(
@@ -107,17 +144,17 @@ def test_an_array_goes_as_one_raw_frame_without_a_copy():
 )
 def test_other_dtypes_are_refused_before_anything_is_sent(array):
     with pytest.raises(InvalidInput, match=r"^x: expected an array of bool, integers or floats, got dtype "):
-        encode_request(Request(1, "s", 1, "push", {}, {"x": array}))
+        encode_request(push(x=array))
 
 
 @pytest.mark.parametrize("value", [object(), 2**64, np.float64(1) * 1j], ids=["object", "too large", "numpy complex"])
 def test_arguments_that_msgpack_cannot_carry_are_refused(value):
     with pytest.raises(InvalidInput, match=r"^args: expected values that msgpack can carry, got "):
-        encode_request(Request(1, "s", 1, "push", {"x": value}))
+        encode_request(push({"x": value}))
 
 
 # What only the dispatcher refuses: they are well-formed requests.
-WELL_FORMED = {"an empty session", "a long session", "a seq below 0", "an unknown op", "an unknown field"}
+WELL_FORMED = {"an unknown session", "an unknown op", "an unknown field"}
 
 
 @pytest.mark.parametrize("name", sorted(set(faults.BAD_FRAMES) - WELL_FORMED))
@@ -149,7 +186,7 @@ def test_a_mutated_request_raises_nothing_but_our_errors(data):
     except ProtocolError:
         pass
     else:
-        assert msgpack.unpackb(frames[0])["v"] == PROTOCOL_VERSION
+        assert msgpack.unpackb(frames[0])[0] == PROTOCOL_VERSION
 
 
 def test_every_truncation_is_noticed():
@@ -163,8 +200,10 @@ def test_every_truncation_is_noticed():
             decode_request(frames[:count])
 
 
-def test_unknown_header_keys_are_left_to_the_future():
+def test_further_header_elements_are_left_to_the_future():
     assert decode_request([faults.header(trace="abc", priority=[1])]).op == "push"
+    reply = [*msgpack.unpackb(encode_reply(Reply(1, 2, 3))[0]), "more"]
+    assert decode_reply([msgpack.packb(reply)]) == Reply(1, 2, 3)
 
 
 def test_a_header_may_be_as_long_as_the_limit_and_no_longer():
@@ -184,14 +223,15 @@ def test_another_version_is_named_at_both_ends():
 @pytest.mark.parametrize(
     ("frames", "number"),
     [
-        ([faults.header(id=5, op=None)], 5),
-        ([faults.header(id=5), b"", b""], 5),
-        ([faults.header(id="5")], None),
-        ([faults.header(id=None)], None),
+        ([faults.header(seq=5, op=None)], 5),
+        ([faults.header(seq=5), b"", b""], 5),
+        ([faults.header(seq="5")], None),
+        ([faults.header(seq=None)], None),
+        ([msgpack.packb([PROTOCOL_VERSION])], None),
         ([b"garbage"], None),
         ([], None),
     ],
-    ids=["no op", "frames that do not fit", "text", "no id", "garbage", "no frame"],
+    ids=["no op", "frames that do not fit", "text", "no number", "a list too short", "garbage", "no frame"],
 )
 def test_the_id_of_a_malformed_request_is_read_where_it_can_be(frames, number):
     assert request_id(frames) == number
@@ -200,18 +240,23 @@ def test_the_id_of_a_malformed_request_is_read_where_it_can_be(frames, number):
 @pytest.mark.parametrize(
     "reply",
     [
-        {"id": 1, "durable": 0, "arrays": []},
-        {"id": 1, "durable": None, "result": {}, "arrays": []},
-        {"id": "1", "durable": 0, "result": {}, "arrays": []},
-        {"id": 1, "durable": 0, "error": "no", "arrays": []},
-        {"id": 1, "durable": 0, "error": {"code": 3, "fields": []}, "arrays": []},
-        {"id": None, "notice": 3},
+        [1, 0, 0, None, {}],
+        [1, 0, None, None, {}, []],
+        [1, "0", 0, None, {}, []],
+        [1.0, 0, 0, None, {}, []],
+        [1, 0, 0, None, [], []],
+        [1, 0, 0, "no", {}, []],
+        [1, 0, 0, [3, []], {}, []],
+        [1, 0, 0, ["config"], {}, []],
     ],
-    ids=["no result", "no durable", "text id", "error as text", "error without code", "notice that is an int"],
+    ids=[
+        *("too short", "no durable", "text as the epoch", "a float as the id", "a list as the result", "error as text"),
+        *("error without code", "error without fields"),
+    ],
 )
 def test_bad_replies_are_a_protocol_error(reply):
     with pytest.raises(ProtocolError, match="expected"):
-        decode_reply([msgpack.packb({"v": 1} | reply)])
+        decode_reply([msgpack.packb([PROTOCOL_VERSION, *reply])])
 
 
 # ---- payloads
@@ -249,7 +294,7 @@ def test_payloads_that_differ_in_kind_alone_differ():
 @given(st.lists(PAYLOADS, max_size=5))
 def test_payloads_go_through_the_wire(payloads):
     packed = [pack_payload(payload) for payload in payloads]
-    request = Request(1, "s", 1, "insert", {}, join_payloads(packed))
+    request = push(**join_payloads(packed))
     again = decode_request(through_the_wire(encode_request(request)))
     assert split_payloads(again.arrays) == packed
 
@@ -274,6 +319,8 @@ def test_the_limits_of_a_payload():
         ({"a": {(1, 2): 3}}, "a list or map as the key"),
         (2**64, "out of range"),
         ({1, 2}, "set"),
+        (msgpack.ExtType(5, b"x"), "ExtType"),
+        ([msgpack.Timestamp(1)], "Timestamp"),
     ):
         with pytest.raises(InvalidInput, match=rf"^payloads: expected .* got .*({got})"):
             pack_payload(bad)
@@ -304,3 +351,50 @@ def test_arrays_that_are_no_payloads_are_refused(arrays):
 def test_bytes_that_are_no_payload_are_refused(packed):
     with pytest.raises(InvalidInput, match=r"^payloads: expected one msgpack value each"):
         unpack_payload(packed)
+
+
+@given(PAYLOADS)
+def test_the_server_takes_what_a_client_packs(payload):
+    check_packed(pack_payload(payload))
+
+
+@given(PAYLOADS, st.integers(0, 9))
+def test_the_server_takes_no_other_order_for_the_same_payload(payload, seed):
+    packed = msgpack.packb(shuffled(payload, np.random.default_rng(seed)))
+    if packed == pack_payload(payload):
+        check_packed(packed)
+    else:
+        with pytest.raises(InvalidInput, match=r"^payloads: expected canonical msgpack"):
+            check_packed(packed)
+
+
+@pytest.mark.parametrize(
+    ("packed", "got"),
+    [
+        (b"\xc0", "None"),
+        (b"\xc1", "do not unpack"),
+        (b"\x82\x01\xa1a\xc3\xa1b", "other bytes"),  # {1: "a", True: "b"}: one key to Python
+        (b"\x82\x01\xa1a\xcb\x3f\xf0" + bytes(6) + b"\xa1b", "other bytes"),  # {1: "a", 1.0: "b"}
+        (b"\x82\xa1b\x02\xa1a\x01", "a map in another order"),
+        (b"\xcd\x00\x02", "other bytes"),  # 2, longer than it must be
+        (b"\xd4\x05\x00", "ExtType"),
+        (b"\x91\xd6\xff" + bytes(4), "Timestamp"),
+        (b"\x91" * MAX_PAYLOAD_DEPTH + b"\x90", "nested more than 64 deep"),
+        (b"\x91" * 1000 + b"\x90", "nested more than 64 deep"),
+        (b"\x81\x01" * MAX_PAYLOAD_DEPTH + b"\x90", "nested more than 64 deep"),
+        (b"\xdd\x00\x1e\x84\x80" + b"\x80" * 2_000_000, "2000005"),  # 140 MB when unpacked
+    ],
+)
+def test_packed_payloads_that_are_refused(packed, got):
+    with pytest.raises(InvalidInput, match=rf"^payloads: expected .* got .*{got}"):
+        check_packed(packed)
+
+
+def test_bytes_too_many_are_refused_before_they_are_unpacked():
+    packed = b"\xdd\x00\x1e\x84\x80" + b"\x80" * 2_000_000
+    tracemalloc.start()
+    with pytest.raises(InvalidInput, match="at most 65536 bytes each"):
+        check_packed(packed)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000

@@ -451,24 +451,28 @@ class TestStrategiesThatRemember:
 
 
 class TestDispatch:
-    def test_payloads_are_made_canonical_by_the_server_and_refused_whole(self):
+    def test_payloads_are_canonical_or_refused_whole(self):
         curriculum = payloads()
         dispatcher = Dispatcher({"default": curriculum}, max_frame_bytes=2**20)
 
         def ask(sequence, op, **arrays):
-            frames = encode_request(Request(sequence, "s", sequence, op, {}, arrays))
+            frames = encode_request(Request("s", 1, sequence, "default", op, {}, arrays))
             return decode_reply(dispatcher.answer(b"peer", [bytes(frame) for frame in frames]))
 
+        ask(1, "hello")
         one, same = b"\x82\xa1a\x01\xa1b\xcd\x00\x02", b"\x82\xa1b\x02\xa1a\x01"  # {a: 1, b: 2}, a long 2 in one
-        assert ask(1, "insert", **join_payloads([one, same])).arrays["ids"].tolist() == [0, 0]
+        for sequence, packed in ((2, one), (3, same)):  # two levels for the same payload, were they taken
+            error = ask(sequence, "insert", **join_payloads([packed])).error
+            assert "expected canonical msgpack" in str(error)
+        assert ask(4, "insert", **join_payloads([b"\x05", b"\x05"])).arrays["ids"].tolist() == [0, 0]
         before = frozen(curriculum)
         for i, packed in enumerate([b"\xc0", b"\xc1", b"\x81\x90\x01", b"\x91" * 70 + b"\x01"]):
-            assert isinstance(ask(2 + i, "insert", **join_payloads([b"\x07", packed])).error, InvalidInput)
-        assert isinstance(ask(8, "insert").error, InvalidInput)
-        assert isinstance(ask(9, "levels").error, InvalidInput)
+            assert isinstance(ask(5 + i, "insert", **join_payloads([b"\x07", packed])).error, InvalidInput)
+        assert isinstance(ask(9, "insert").error, InvalidInput)
+        assert isinstance(ask(10, "levels").error, InvalidInput)
         assert frozen(curriculum) == before
-        first = ask(10, "insert", **join_payloads([b"\x07"]), scores=np.ones(1))
-        again = ask(10, "insert", **join_payloads([b"\x07"]), scores=np.ones(1))  # sent once more: applied once
+        first = ask(11, "insert", **join_payloads([b"\x07"]), scores=np.ones(1))
+        again = ask(11, "insert", **join_payloads([b"\x07"]), scores=np.ones(1))  # sent once more: applied once
         assert first.arrays["ids"].tolist() == again.arrays["ids"].tolist() == [1]
         assert curriculum.stats()["scores"] == 1
 

@@ -253,6 +253,16 @@ def test_di_engines_own_run_plays_other_levels_than_it_scores(bigfish, record, m
     assert (told(rows["obs"])[:, 1] != rows["seed"]).all()
 
 
+def test_the_runs_seed_is_the_curriculums(bigfish, record):
+    config, create = bigfish
+    config.policy.collect.n_sample = config.policy.learn.batch_size = 64
+    for seed in (1, 1, 2):
+        serial_pipeline_plr((config, create), seed=seed, env_setting=setting(config), max_train_iter=2)
+    first, again, other = (sorted(set(rows["seed"].tolist())) for rows, *_ in record[1::2])  # what was drawn
+    assert len(first) == NUM_ENVS
+    assert first == again != other
+
+
 def test_a_running_server_keeps_the_table(bigfish, record):
     config, create = bigfish
     config.policy.collect.n_sample = config.policy.learn.batch_size = 64

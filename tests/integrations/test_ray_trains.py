@@ -1,10 +1,16 @@
-"""wrappers/ray.py on a real cluster of two nodes: who finds the server, what ends it, and PPO training across nodes."""
+"""wrappers/ray.py on a real cluster of two nodes: who finds the server, what ends it, and PPO training across nodes.
+
+Also the names of Syllabus' Ray tabs, which wrappers.syllabus has by wrappers.ray and wrappers.rllib.
+"""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
+import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +27,13 @@ from plr_client import InvalidInput, LevelClient, ServerStartError, Trainer
 from plr_server import Config
 from wrappers import LevelReplay
 from wrappers.ray import NAMESPACE, address, start, stop
+from wrappers.syllabus import (
+    DiscreteTaskSpace,
+    PrioritizedLevelReplay,
+    RaySyncWrapper,
+    TaskWrapper,
+    make_ray_curriculum,
+)
 
 pytestmark = [  # what Ray and RLlib do to themselves
     pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning:ray.data.context"),
@@ -250,3 +263,73 @@ def test_env_runners_of_another_node_train_on_its_levels(name, tmp_path):
     assert len({level for level, *_ in rows}) >= 10
     assert pushed_rows(load(tmp_path, "pushed")) == rows
     assert stats["steps"] == rows.total()
+
+
+class Tasks(TaskWrapper):
+    """An env as Syllabus has it: the task that its reset is given is the seed."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.task_space = DiscreteTaskSpace(50)
+
+    def reset(self, new_task=None, **kwargs):
+        return super().reset(new_task=new_task, **kwargs | {"seed": new_task})
+
+
+def test_syllabus_on_rllib(name, tmp_path):
+    """What Syllabus' own pages show for Ray; the learner is the one of wrappers.rllib."""
+    found = start(Config(levels=range(50), replay_prob=0.5), name, insecure=True)
+    curriculum = make_ray_curriculum(PrioritizedLevelReplay(DiscreteTaskSpace(50), address=found))
+    register_env("tasks", lambda _: RaySyncWrapper(Tasks(ShowsLevel(5, 20)), update_on_step=False))
+    config = (
+        PPOConfig()
+        .environment("tasks")
+        .env_runners(num_env_runners=2, num_envs_per_env_runner=2)
+        .fault_tolerance(restart_failed_env_runners=False)
+        .learners(
+            learner_class=RecordingLearner,
+            learner_config_dict={"plr_address": curriculum.components.address, "records": str(tmp_path)},
+        )
+        .training(train_batch_size_per_learner=120, num_epochs=1, minibatch_size=60)
+        .rl_module(model_config={"fcnet_hiddens": [8]})
+    )
+    algorithm = config.build_algo()
+    try:
+        for _ in range(3):
+            algorithm.train()
+        with Trainer(found) as trainer:
+            stats = trainer.stats()
+    finally:
+        algorithm.stop()
+    rows = seen_rows(load(tmp_path, "seen"))
+    assert rows.total() >= 360
+    assert len({level for level, *_ in rows}) >= 10
+    assert pushed_rows(load(tmp_path, "pushed")) == rows
+    assert stats["steps"] == rows.total()
+    with pytest.raises(InvalidInput, match="actor_name: expected a name that is free in this job, got 'curriculum'"):
+        make_ray_curriculum(PrioritizedLevelReplay(DiscreteTaskSpace(50), address=found))
+    curriculum.stop()
+    faults.eventually(lambda: gone("curriculum"), "the name is given back")
+    with pytest.raises(InvalidInput, match="actor_name: expected that of a curriculum of this job"):
+        RaySyncWrapper(Tasks(ShowsLevel(5, 20)))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_curriculum_that_one_node_reaches_is_refused_on_two():
+    curriculum = PrioritizedLevelReplay(DiscreteTaskSpace(50))
+    with pytest.raises(InvalidInput, match=r"curriculum: expected one that all nodes reach, .*, got one at ipc://"):
+        make_ray_curriculum(curriculum)
+    curriculum.stop()
+
+
+def test_what_docs_syllabus_md_shows_for_rllib_runs():
+    """On a cluster of one node, of its own."""
+    page = (Path(__file__).parents[2] / "docs/syllabus.md").read_text()
+    code = re.search(r"```python\n(import gymnasium[^`]*make_ray_curriculum.*?)```", page, re.DOTALL).group(1)
+    script = code.replace("ray.init()", 'ray.init("local", include_dashboard=False)')
+    ran = subprocess.run(  # noqa: S603  our own
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    (told,) = (line for line in ran.stdout.splitlines() if line.startswith("{"))
+    assert ast.literal_eval(told)["steps"] >= 500

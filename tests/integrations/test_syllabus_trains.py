@@ -143,6 +143,7 @@ def test_cleanrl(pushed, snippet):  # noqa: PLR0915  one script, as CleanRL has 
         num_processes=args.num_envs,
         gamma=args.gamma,
         gae_lambda=args.gae_lambda,
+        seed=1,
     )
     curriculum = make_multiprocessing_curriculum(curriculum)
     envs = gym.vector.AsyncVectorEnv([make_env(curriculum)] * args.num_envs)  # NEXT_STEP: dummy rows
@@ -296,6 +297,7 @@ def test_stable_baselines3(pushed, callback, vector, num_envs):
         num_processes=num_envs,
         gamma=0.99,
         gae_lambda=0.95,
+        seed=5,
     )
     curriculum = make_multiprocessing_curriculum(curriculum)
     venv = vector([make_env(curriculum)] * num_envs)

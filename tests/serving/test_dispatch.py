@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import signal
+import sys
 
 import faults
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,15 +16,20 @@ from hypothesis import strategies as st
 
 from plr_client.protocol import decode_reply
 from plr_server import Config, Curriculum
+from plr_server.serving import dispatch
 from plr_server.serving.dispatch import Dispatcher
 
 MAX_FRAME_BYTES = 1 << 20
-PEER = b"\x01peer"
+EPOCH = 77
+PEER, ANOTHER_PEER = b"\x01peer", b"\x01another connection"
 
 
 def dispatcher(**config):
-    curriculum = Curriculum(Config(levels=range(10), num_steps=3, **config))
-    return Dispatcher({"default": curriculum}, max_frame_bytes=MAX_FRAME_BYTES)
+    """A dispatcher with the sessions a, b and faults.SESSION."""
+    curriculum = Curriculum(Config(**{"levels": range(10), "num_steps": 3} | config))
+    made = Dispatcher({"default": curriculum}, max_frame_bytes=MAX_FRAME_BYTES, epoch=EPOCH)
+    faults.begin(made, "a", "b", faults.SESSION)
+    return made
 
 
 @pytest.fixture
@@ -29,7 +38,7 @@ def busy():
     made = dispatcher(partial="stitch")
     ask(made, faults.request("push", faults.block(), session="a"))
     ask(made, faults.request("next", {"slots": np.arange(4)}, session="b"))
-    ask(made, faults.request("push_step", step(), session="a", seq=2))
+    ask(made, faults.request("push_step", step(), session="a", seq=3))
     return made
 
 
@@ -67,7 +76,7 @@ def test_bad_pushes_get_one_typed_error_and_change_nothing(busy, name):
     changes, kind, field, text = faults.BAD_PUSHES[name]
     arrays = {name: np.asarray(value) for name, value in faults.block(**changes).items() if value is not None}
     before = busy.curricula["default"].state()
-    error = ask(busy, faults.request("push", arrays, session="a", seq=3)).error
+    error = ask(busy, faults.request("push", arrays, session="a", seq=4)).error
     assert (type(error), error.field) == (kind, field)
     assert f"{field}: expected {text}" in str(error)
     assert faults.same(busy.curricula["default"].state(), before)
@@ -100,7 +109,7 @@ BAD_STEPS = {
 def test_bad_steps_change_nothing(busy, name):
     changes, text = BAD_STEPS[name]
     before = busy.curricula["default"].state()
-    error = ask(busy, faults.request("push_step", step(**changes), session="a", seq=3)).error
+    error = ask(busy, faults.request("push_step", step(**changes), session="a", seq=4)).error
     assert text in str(error)
     assert faults.same(busy.curricula["default"].state(), before)
 
@@ -125,19 +134,21 @@ def test_bad_scores_change_nothing(busy, name):
 
 
 def test_a_level_beyond_int64_does_not_wrap_around_to_a_negative_one():
-    made = Dispatcher({"default": Curriculum(Config(levels=range(-10, 0)))}, max_frame_bytes=MAX_FRAME_BYTES)
+    made = dispatcher(levels=range(-10, 0))
     wrapped = {"levels": np.array([2**64 - 5], dtype=np.uint64), "scores": np.ones(1)}
     error = ask(made, faults.request("push_scores", wrapped)).error
     assert str(error) == "levels: expected integers within int64, got 18446744073709551611"
     assert not made.curricula["default"].scores()[3].any()
 
 
+NESTED = msgpack.unpackb(faults.nested(400))  # as deep as can be packed again
+
 BAD_SLOTS = {
     "none": (None, "k: expected an integer from 1 to 65536, got 0"),
     "too many": (np.arange(65_537), "k: expected an integer from 1 to 65536, got 65537"),
     "one twice": (np.array([1, 1]), "slots: expected 2 distinct ints, got [1 1]"),
-    "floats": (np.array([0.0]), "slots: expected 1 distinct ints, got [0.]"),
-    "two axes": (np.zeros((1, 1), dtype=int), "slots: expected 1 distinct ints, got [[0]]"),
+    "floats": (np.array([0.0]), "slots: expected shape (m,) of integers, got shape (1,) of float64"),
+    "two axes": (np.zeros((1, 1), dtype=int), "slots: expected shape (m,) of integers, got shape (1, 1) of int64"),
 }
 
 
@@ -145,7 +156,30 @@ BAD_SLOTS = {
 def test_bad_slots_change_nothing(busy, name):
     slots, text = BAD_SLOTS[name]
     before = busy.curricula["default"].state()
-    error = ask(busy, faults.request("next", {} if slots is None else {"slots": slots}, session="b", seq=2)).error
+    error = ask(busy, faults.request("next", {} if slots is None else {"slots": slots}, session="b", seq=3)).error
+    assert str(error) == text
+    assert faults.same(busy.curricula["default"].state(), before)
+
+
+BAD_ARGS = {
+    "no k": ({}, "k: expected an integer from 1 to 65536, got 0"),
+    "a k that is a bool": ({"k": True}, "k: expected an integer from 1 to 65536, got True"),
+    "a k nested deep": ({"k": NESTED}, "k: expected an integer from 1 to 65536, got 0"),
+    "too many": ({"k": 65_537}, "k: expected an integer from 1 to 65536, got 65537"),
+    "slots twice": ({"slots": [1, 1]}, "slots: expected 2 distinct ints, got [1, 1]"),
+    "slots of floats": ({"slots": [0.5]}, "slots: expected a list of ints, got list"),
+    "slots of bools": ({"slots": [True]}, "slots: expected a list of ints, got list"),
+    "slots nested deep": ({"slots": [NESTED]}, "slots: expected a list of ints, got list"),
+    "slots that are text": ({"slots": "abc"}, "slots: expected a list of ints, got 'abc'"),
+    "begun nested deep": ({"k": 1, "begun": NESTED}, "begun: expected a list of ints, got list"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGS)
+def test_bad_arguments_of_next_change_nothing(busy, name):
+    args, text = BAD_ARGS[name]
+    before = busy.curricula["default"].state()
+    error = ask(busy, faults.request("next", session="b", seq=3, args=args)).error
     assert str(error) == text
     assert faults.same(busy.curricula["default"].state(), before)
 
@@ -168,8 +202,75 @@ def test_a_bug_behind_a_valid_request_is_a_server_error_and_logged(busy, caplog)
     with caplog.at_level(logging.ERROR):
         error = ask(busy, faults.request("weights")).error
     assert error.code == "server_error"
-    assert "the server failed at weights (AttributeError(" in str(error)
+    assert "the server failed at weights (AttributeError); its log says more" in str(error)
     assert "Traceback" in caplog.text
+
+
+def cancelled(_segment):
+    raise asyncio.CancelledError
+
+
+def exits(_segment):
+    sys.exit(3)
+
+
+class Unshowable(Exception):
+    def __repr__(self):
+        raise ValueError
+
+    __str__ = __repr__
+
+
+class Surrogate(Exception):
+    def __repr__(self):
+        return "\udc80"
+
+    __str__ = __repr__
+
+
+def unshowable(_segment):
+    raise Unshowable
+
+
+def surrogate(_segment):
+    raise Surrogate
+
+
+@pytest.mark.parametrize("function", [cancelled, exits, unshowable, surrogate])
+def test_nothing_that_a_score_function_raises_ends_the_loop(function):
+    made = dispatcher(strategy=f"{__name__}:{function.__name__}")
+    before = made.curricula["default"].state()
+    reply = ask(made, faults.request("push", faults.block()))
+    assert reply.id == 2
+    assert reply.error.code in ("score_function", "server_error")
+    assert faults.same(made.curricula["default"].state(), before)
+    assert ask(made, faults.request("stats", seq=3)).error is None
+
+
+@pytest.mark.parametrize("where", ["decode_request", "encode_reply"])
+def test_a_bug_while_reading_or_answering_is_an_error_reply_and_logged(busy, monkeypatch, caplog, where):
+    """No valid message does this any more: a nested one once raised RecursionError out of both."""
+    calls = []
+
+    def fails_once(argument):
+        calls.append(argument)
+        if len(calls) == 1:
+            raise RecursionError
+        return real(argument)
+
+    real = getattr(dispatch, where)
+    monkeypatch.setattr(dispatch, where, fails_once)
+    with caplog.at_level(logging.ERROR):
+        reply = ask(busy, faults.request("stats"))
+    assert (reply.id, reply.error.code) == (2, "server_error")
+    assert str(reply.error) == "the server failed at a request (RecursionError); its log says more"
+    assert "Traceback" in caplog.text
+
+
+def test_an_interrupt_leaves(busy, monkeypatch):
+    monkeypatch.setattr(Curriculum, "stats", lambda _self: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        busy.answer(PEER, faults.request("stats"))
 
 
 # ---- each request once
@@ -189,10 +290,9 @@ def test_a_request_sent_again_is_applied_once_and_gets_the_same_reply(op):
     frames = faults.request(op, WRITES[op])
     reply = made.answer(PEER, frames)
     after = made.curricula["default"].state()
-    again = made.answer(b"\x01another connection", frames)
+    again = made.answer(ANOTHER_PEER, faults.request(op, WRITES[op], connection=2))
     assert [bytes(frame) for frame in again] == [bytes(frame) for frame in reply]
     assert faults.same(made.curricula["default"].state(), after)
-    assert [session.peer for session in made.sessions.values()] == [b"\x01another connection"]
 
 
 def test_an_error_sent_again_is_the_same_error():
@@ -204,11 +304,11 @@ def test_an_error_sent_again_is_the_same_error():
 
 def test_an_older_request_is_refused_and_not_applied():
     made = dispatcher()
-    for seq in (1, 2):
+    for seq in (2, 3):
         ask(made, faults.request("next", WRITES["next"], session="a", seq=seq))
     before = made.curricula["default"].state()
-    error = ask(made, faults.request("next", WRITES["next"], session="a", seq=1)).error
-    assert str(error) == "seq: expected more than 2, got 1"
+    error = ask(made, faults.request("next", WRITES["next"], session="a", seq=2)).error
+    assert str(error) == "seq: expected 3 or more, got 2"
     assert faults.same(made.curricula["default"].state(), before)
 
 
@@ -219,32 +319,77 @@ def test_the_same_number_in_another_session_is_another_request():
     assert made.curricula["default"].stats()["draws"] == 6
 
 
-def test_reads_are_made_anew_and_writes_after_a_read_with_the_same_number_are_not_mistaken_for_it():
+def test_reads_are_made_anew_and_writes_with_the_number_of_a_read_are_refused():
     made = dispatcher()
-    frames = faults.request("stats", session="a", seq=1)
+    frames = faults.request("stats", session="a")
     assert ask(made, frames).result["draws"] == 0
     ask(made, faults.request("next", WRITES["next"], session="b"))
     assert ask(made, frames).result["draws"] == 3
+    error = ask(made, faults.request("next", WRITES["next"], session="a")).error
+    assert str(error) == "seq: expected more than 2 for next, got 2 again"
+    assert made.curricula["default"].stats()["draws"] == 3
 
 
-def test_replies_say_how_far_the_session_has_come():
+def test_replies_carry_the_epoch_and_say_how_far_the_session_has_come():
     made = dispatcher()
-    assert [ask(made, faults.request("hello", session="a", seq=seq)).durable for seq in (1, 2, 5)] == [1, 2, 5]
+    replies = [ask(made, faults.request("stats", session="a", seq=seq)) for seq in (2, 3, 5)]
+    assert [(reply.id, reply.durable, reply.epoch) for reply in replies] == [
+        (2, 2, EPOCH),
+        (3, 3, EPOCH),
+        (5, 5, EPOCH),
+    ]
+    assert ask(made, [b"garbage"]).epoch == EPOCH
 
 
 # ---- sessions
 
 
-def test_hello_tells_the_limit_of_a_frame():
-    assert ask(dispatcher(), faults.request("hello")).result == {"max_frame_bytes": MAX_FRAME_BYTES}
+def test_hello_tells_the_limit_of_a_frame_and_what_was_applied():
+    made = dispatcher()
+    assert ask(made, faults.hello("new", seq=5)).result == {"max_frame_bytes": MAX_FRAME_BYTES, "applied": 4}
+    ask(made, faults.request("next", WRITES["next"], session="new", seq=8))
+    assert ask(made, faults.hello("new", seq=9)).result["applied"] == 8
 
 
-def test_goodbye_gives_levels_and_memory_back_and_has_no_reply(busy):
+@pytest.mark.parametrize("op", [*WRITES, "stats", "goodbye", "fly"])
+def test_only_a_hello_begins_a_session(op):
+    made = dispatcher()
+    before = made.curricula["default"].state()
+    error = ask(made, faults.request(op, WRITES.get(op), session="who")).error
+    assert (error.code, error.op, error.outcome) == ("session_expired", op, "not applied")
+    assert "who" not in made.sessions
+    assert faults.same(made.curricula["default"].state(), before)
+
+
+@pytest.mark.parametrize("op", WRITES)
+def test_a_late_copy_after_a_goodbye_is_not_applied_again(op):
+    made = dispatcher()
+    frames = faults.request(op, WRITES[op])
+    assert ask(made, frames).error is None
+    ask(made, faults.request("goodbye", seq=3))
+    before = made.curricula["default"].state()
+    for late in (frames, faults.hello(), frames):  # even after a late copy of the hello
+        assert ask(made, late, ANOTHER_PEER).error.code == "session_expired"
+    assert faults.same(made.curricula["default"].state(), before)
+
+
+def test_a_session_begun_anew_takes_no_late_copy():
+    made = dispatcher()
+    push = faults.request("push", faults.block())
+    ask(made, push)
+    made.forget(faults.SESSION)  # it was gone for long
+    assert ask(made, faults.hello(seq=3, connection=2)).error is None
+    assert str(ask(made, push).error) == "seq: expected 3 or more, got 2"
+    assert made.curricula["default"].stats()["pushes"] == 1
+
+
+def test_goodbye_gives_levels_and_memory_back(busy):
     assert busy.curricula["default"].stats()["in_flight"] == 4
     for session in ("a", "b"):
-        assert busy.answer(PEER, faults.request("goodbye", session=session, seq=9)) is None
+        assert ask(busy, faults.request("goodbye", session=session, seq=9)).error is None
     state = busy.curricula["default"].state()
-    assert busy.sessions == state["held"] == state["scorer"]["pools"] == state["scorer"]["open"] == {}
+    assert state["held"] == state["scorer"]["pools"] == state["scorer"]["open"] == {}
+    assert list(busy.sessions) == [faults.SESSION]
     assert busy.curricula["default"].stats()["in_flight"] == 0
 
 
@@ -253,25 +398,17 @@ def test_release_gives_levels_back_but_waits_with_pooled_steps(busy):
     busy.release("b")
     assert busy.curricula["default"].stats()["in_flight"] == 0
     assert list(busy.curricula["default"].state()["scorer"]["pools"]) == ["a"]
-    assert list(busy.sessions) == ["a", "b"]
+    assert list(busy.sessions) == ["a", "b", faults.SESSION]
 
 
 def test_steps_of_two_sessions_are_pooled_apart():
     made = dispatcher()
     scored = [
         ask(made, faults.request("push_step", step(), session=session, seq=seq)).result["scored"]
-        for seq in (1, 2, 3)
+        for seq in (2, 3, 4)
         for session in ("a", "b")
     ]
     assert scored == [0, 0, 0, 0, 2, 2]
-
-
-def test_bad_requests_open_no_session():
-    made = dispatcher()
-    for frames, code, _ in faults.BAD_FRAMES.values():
-        if code in ("protocol", "version_mismatch", "message_too_large"):
-            ask(made, frames)
-    assert set(made.sessions) <= {"fault"}
 
 
 # ---- anything at all
@@ -315,10 +452,10 @@ JUNK = (
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=3) | st.lists(st.none(), max_size=2)
 )
 HEADERS = st.fixed_dictionaries(
-    {"op": OPS, "seq": st.integers(-1, 5), "session": st.sampled_from(["a", "b"])},
+    {"op": OPS, "seq": st.integers(-1, 6), "session": st.sampled_from(["a", "b"])},
     optional={
-        "v": JUNK | st.just(1),
-        "id": JUNK,
+        "v": JUNK | st.just(2),
+        "connection": JUNK | st.integers(1, 3),
         "args": JUNK | st.just({}),
         "arrays": JUNK | st.lists(DESCRIBED | JUNK, max_size=3),
     },
@@ -337,14 +474,14 @@ def well_shaped(draw):
         shape = draw(st.lists(st.integers(0, 3), max_size=3))
         count = int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
         arrays[name] = np.frombuffer(draw(st.binary(min_size=count, max_size=count)), dtype=dtype).reshape(shape)
-    return [bytes(frame) for frame in faults.request(draw(OPS), arrays, seq=draw(st.integers(1, 5)), session="a")]
+    return [bytes(frame) for frame in faults.request(draw(OPS), arrays, seq=draw(st.integers(1, 6)), session="a")]
 
 
 @st.composite
 def mutated(draw):
     """A good push with a byte changed, a frame lost, or two frames swapped."""
     frames = [
-        bytes(frame) for frame in faults.request("push", faults.block(), session="a", seq=draw(st.integers(1, 5)))
+        bytes(frame) for frame in faults.request("push", faults.block(), session="a", seq=draw(st.integers(1, 6)))
     ]
     which, other = draw(st.integers(0, len(frames) - 1)), draw(st.integers(0, len(frames) - 1))
     kind = draw(st.sampled_from(["byte", "lost", "swapped"]))
@@ -363,14 +500,11 @@ def mutated(draw):
 @given(st.lists(FRAMES | well_shaped() | mutated(), min_size=1, max_size=4))
 def test_no_frames_raise_and_no_refused_request_changes_the_state(requests):
     made = dispatcher(partial="stitch")
-    ask(made, faults.request("push", faults.block(), session="a", seq=1))
-    ask(made, faults.request("next", {"slots": np.arange(2)}, session="b", seq=1))
+    ask(made, faults.request("push", faults.block(), session="a"))
+    ask(made, faults.request("next", {"slots": np.arange(2)}, session="b"))
     for frames in requests:
         before = made.curricula["default"].state()
-        answer = made.answer(PEER, frames)
-        if answer is None:  # a goodbye
-            continue
-        reply = decode_reply([bytes(frame) for frame in answer])
+        reply = decode_reply([bytes(frame) for frame in made.answer(PEER, frames)])
         assert reply.error is None or reply.error.code != "server_error", reply.error
         if reply.error is not None:
             assert faults.same(made.curricula["default"].state(), before)

@@ -11,7 +11,6 @@ import threading
 import faults
 import numpy as np
 import pytest
-import zmq
 
 from plr_client import LevelClient, ServerUnreachable, Trainer
 from plr_client.protocol import Notice
@@ -19,6 +18,7 @@ from plr_server import Config, Curriculum
 from plr_server.serving.dispatch import Dispatcher
 from plr_server.serving.endpoint import listening
 from plr_server.serving.loop import _Loop
+from plr_server.serving.wire import Wire
 
 # ---- bad input
 
@@ -29,17 +29,17 @@ def raw(server):
         yield connected
 
 
-@pytest.mark.parametrize("name", sorted(set(faults.BAD_FRAMES) - {"no frame"}))  # a DEALER cannot send no frame at all
+# A DEALER cannot send no frame at all; the others are for a session that is there.
+@pytest.mark.parametrize("name", sorted(set(faults.BAD_FRAMES) - {"no frame", "an unknown op", "an unknown field"}))
 def test_bad_frames_get_one_typed_error_and_the_server_lives_on(raw, trainer, name):
     frames, code, text = faults.BAD_FRAMES[name]
-    raw.send(faults.request("goodbye", session="fault"))  # whatever an earlier case left under this name
     trainer.push(**faults.block())
     before = faults.seen_from_outside(trainer)
     error = raw.ask(frames).error
     assert error.code == code
     assert text in str(error)
     assert faults.same(faults.seen_from_outside(trainer), before)
-    assert raw.ask(faults.request("hello")).result["max_frame_bytes"] > 0
+    assert raw.ask(faults.hello(name[:64])).result["max_frame_bytes"] > 0
 
 
 def test_an_oversized_frame_costs_its_sender_the_connection_and_nobody_else(ipc):
@@ -47,12 +47,12 @@ def test_an_oversized_frame_costs_its_sender_the_connection_and_nobody_else(ipc)
         trainer.push_scores([1], [0.5])
         before = faults.seen_from_outside(trainer)
         with faults.Raw(server.address) as raw:
-            assert raw.ask(faults.request("hello")).result == {"max_frame_bytes": 65536}
+            assert raw.ask(faults.hello()).result["max_frame_bytes"] == 65536
             too_much = {"levels": np.zeros(8193, dtype=np.int64), "scores": np.zeros(8193)}
             with raw.hung_up_on():
                 raw.send(faults.request("push_scores", too_much))
             assert faults.same(faults.seen_from_outside(trainer), before)
-            assert raw.ask(faults.request("hello")).error is None  # it may come back
+            assert raw.ask(faults.hello(seq=3)).error is None  # it may come back
 
 
 def test_a_peer_that_speaks_no_zeromq_is_no_trouble(server, trainer):
@@ -66,7 +66,8 @@ def test_a_peer_that_speaks_no_zeromq_is_no_trouble(server, trainer):
 
 def test_a_client_that_never_reads_its_replies_is_no_trouble(ipc):
     with faults.daemon(ipc, "--levels", "0:100000") as server, faults.Raw(server.address) as deaf:
-        for seq in range(1, 301):
+        deaf.ask(faults.hello("deaf"))
+        for seq in range(2, 302):
             deaf.send(faults.request("weights", session="deaf", seq=seq))  # 240 MB of replies
         with Trainer(server.address) as trainer:
             assert trainer.push_scores([1], [0.5]) == 1
@@ -78,6 +79,7 @@ def test_a_client_that_never_reads_its_replies_is_no_trouble(ipc):
 
 def test_a_request_sent_twice_is_applied_once_and_answered_twice(raw, trainer):
     before = trainer.stats()
+    raw.ask(faults.hello())
     push = faults.request("push", faults.block())
     first, second = raw.ask(push), raw.ask(push)
     assert first.result == second.result == {"scored": 3}
@@ -86,18 +88,33 @@ def test_a_request_sent_twice_is_applied_once_and_answered_twice(raw, trainer):
 
 def test_a_request_whose_reply_was_lost_is_repeated_on_a_new_connection(server, trainer):
     before = trainer.stats()
-    ask = faults.request("next", {"slots": np.arange(6)}, session="lost")
     with faults.Raw(server.address) as raw:
-        first = raw.ask(ask)
+        raw.ask(faults.hello("lost"))
+        first = raw.ask(faults.request("next", session="lost", args={"k": 6}))
     with faults.Raw(server.address) as raw:
-        again = raw.ask(ask)
-        assert again.arrays["levels"].tolist() == first.arrays["levels"].tolist()
+        again = raw.ask(faults.request("next", session="lost", args={"k": 6}, connection=2))
+        assert again == first
         assert trainer.stats()["draws"] == before["draws"] + 6
-        assert str(raw.ask(faults.request("next", {"slots": np.arange(6)}, session="lost", seq=0)).error) == (
-            "seq: expected more than 1, got 0"
-        )
-        raw.send(faults.request("goodbye", session="lost", seq=2))
-    faults.eventually(lambda: trainer.stats()["in_flight"] == before["in_flight"], "the levels are back")
+        late = raw.ask(faults.hello("lost"))
+        assert str(late.error) == "seq: expected 2 or more, got 1"
+        assert raw.ask(faults.request("goodbye", session="lost", seq=3, connection=2)).error is None
+    assert trainer.stats()["in_flight"] == before["in_flight"]
+
+
+def test_a_late_copy_on_a_dead_connection_takes_no_levels_from_a_living_client(ipc):
+    with faults.daemon(ipc) as server, Trainer(ipc) as trainer, faults.Raw(ipc) as alive:
+        with faults.Raw(ipc) as dead:
+            dead.ask(faults.hello())
+            assert alive.ask(faults.request("next", args={"k": 3}, connection=2)).error is None
+            dead.ask(faults.request("next", args={"k": 3}))  # the copy that was on its way
+        with faults.script(WORKER, server.address, 1) as worker:  # another one that goes, later: it is noticed after
+            assert worker.stdout.readline() == "playing\n"
+            assert trainer.stats()["in_flight"] == 5
+            worker.kill()
+            worker.wait()
+        faults.eventually(lambda: trainer.stats()["in_flight"] == 3, "the killed worker's levels are back", 10.0)
+        alive.ask(faults.request("next", seq=3, args={"k": 3}, connection=2))
+        assert trainer.stats()["in_flight"] == 3
 
 
 # ---- clients that vanish
@@ -152,7 +169,7 @@ def test_levels_come_back_while_others_keep_coming_and_going(ipc):
         def churn():
             while not over.is_set():
                 with faults.Raw(server.address) as passer_by:
-                    passer_by.ask(faults.request("stats", session="passer-by"))
+                    passer_by.ask(faults.hello("passer-by"))
 
         crowd = threading.Thread(target=churn)
         with faults.script(WORKER, server.address, 1) as worker:
@@ -166,48 +183,77 @@ def test_levels_come_back_while_others_keep_coming_and_going(ipc):
             crowd.join()
 
 
-@contextlib.contextmanager
-def loop_without_a_process(ipc):
+@pytest.fixture
+def loop(ipc):
     """The server's loop, to be turned by hand."""
     dispatcher = Dispatcher({"default": Curriculum(Config(num_steps=3))}, max_frame_bytes=1 << 20)
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router, listening(router, ipc):
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.LINGER, 0)
-        with router.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
-            yield _Loop(dispatcher, router, monitor, None)
-            router.disable_monitor()
+    with contextlib.ExitStack() as stack:
+        wire = Wire(1 << 20)
+        stack.callback(wire.close)
+        wire.listens_at(stack.enter_context(listening(wire.router, ipc)))
+        stack.callback(wire.close)
+        yield _Loop(dispatcher, wire, None)
 
 
-def test_a_later_disconnect_does_not_put_off_the_look_for_an_earlier_one(ipc):
-    with loop_without_a_process(ipc) as loop:
-        loop._note_disconnects()
-        first_s, again_s = loop._sweeps_s
-        loop._note_disconnects()
-        assert loop._sweeps_s[0] == first_s
-        assert loop._sweeps_s[1] > again_s
+def turn(loop):
+    loop._answer_some()
+    loop._note_closed()
+    loop._do_what_is_due()
 
 
-def test_sessions_whose_peer_is_gone_are_forgotten_in_time_and_others_are_not(ipc):
+def asked(loop, raw, frames):
+    raw.send(frames)
+    faults.eventually(lambda: turn(loop) or raw.socket.poll(0), "the request is answered")
+    reply = raw.receive()
+    assert reply.error is None
+    return reply
+
+
+def test_pings_do_not_pile_up_at_a_client_in_a_long_episode(loop, ipc):
+    """Connections of others that close are no reason to ask after this one."""
+    with faults.Raw(ipc) as plays:
+        asked(loop, plays, faults.hello("plays"))
+        asked(loop, plays, faults.request("next", session="plays", args={"k": 1}))
+        gone = []
+        for i in range(100):
+            with faults.Raw(ipc) as passer_by:
+                asked(loop, passer_by, faults.hello(f"{i}"))
+            gone.append(f"{i}")
+        faults.eventually(lambda: turn(loop) or loop._num_due >= 300, "all are seen to be gone")
+        assert not plays.socket.poll(0)
+        assert asked(loop, plays, faults.request("next", session="plays", seq=3, args={"k": 1})).id == 3
+
+
+def test_sessions_whose_peer_is_gone_are_forgotten_in_time_and_others_are_not(loop, ipc, monkeypatch):
     step = {name: array[0] for name, array in faults.block().items() if name != "next_values"}
     step["next_values"] = np.zeros(2)
-    with loop_without_a_process(ipc) as loop, faults.Raw(ipc) as stays, faults.Raw(ipc) as leaves:
+    names = loop.dispatcher.sessions
+    with faults.Raw(ipc) as stays, faults.Raw(ipc) as leaves:
         for raw, name in ((stays, "stays"), (leaves, "leaves")):
-            raw.send(faults.request("push_step", step, session=name))
-            assert loop._router.poll(int(faults.DEADLINE_S * 1000))
-            loop._answer_some()
-            assert raw.receive().error is None
+            asked(loop, raw, faults.hello(name))
+            asked(loop, raw, faults.request("push_step", step, session=name))
         leaves.socket.close()
-        loop._look_after_sessions()
-        assert list(loop.dispatcher.sessions) == ["stays", "leaves"]  # it may come back, with its pooled steps
-
-        def forgotten():
-            loop._forget_s = 0.0
-            loop._look_after_sessions()
-            return "leaves" not in loop.dispatcher.sessions
-
-        faults.eventually(forgotten, "the transport has noticed")
+        monkeypatch.setattr("plr_server.serving.loop.LOOK_AFTER_S", (0.0, 0.01))
+        monkeypatch.setattr("plr_server.serving.loop.RETURN_WITHIN_S", 3600.0)
+        faults.eventually(lambda: turn(loop) or loop._num_due > 2, "it is seen to be gone")
+        assert list(names) == ["stays", "leaves"]  # it may come back, with its pooled steps
+        loop._due[:] = [(0.0, number, do) for _, number, do in loop._due]  # the hour is over
+        turn(loop)
         (curriculum,) = loop.dispatcher.curricula.values()
-        assert list(loop.dispatcher.sessions) == list(curriculum.state()["scorer"]["pools"]) == ["stays"]
+        assert list(names) == list(curriculum.state()["scorer"]["pools"]) == ["stays"]
+
+
+def test_a_session_that_comes_back_in_time_is_kept(loop, ipc, monkeypatch):
+    monkeypatch.setattr("plr_server.serving.loop.LOOK_AFTER_S", (0.0, 0.01))
+    with faults.Raw(ipc) as first:
+        asked(loop, first, faults.hello())
+    faults.eventually(lambda: turn(loop) or loop._num_due > 2, "it is seen to be gone")
+    with faults.Raw(ipc) as second:
+        asked(loop, second, faults.request("next", args={"k": 2}, connection=2))
+        loop._due[:] = [(0.0, number, do) for _, number, do in loop._due]
+        turn(loop)
+        assert list(loop.dispatcher.sessions) == [faults.SESSION]
+        assert loop.dispatcher.curricula["default"].stats()["in_flight"] == 2
 
 
 # ---- the end
@@ -216,7 +262,7 @@ def test_sessions_whose_peer_is_gone_are_forgotten_in_time_and_others_are_not(ip
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_signal_tells_the_clients_leaves_nothing_and_exits_0(bind, number):
     with faults.daemon(bind) as server, faults.Raw(server.address) as raw:
-        raw.ask(faults.request("next", {"slots": np.arange(2)}))
+        raw.ask(faults.hello())
         assert server.stop(number) == 0
         assert raw.receive() == Notice("closing")
         assert faults.left_beside(server.address) == []
@@ -248,7 +294,8 @@ def test_a_stop_during_a_burst_of_requests(ipc):
             member.start()
         assert answered.wait(faults.DEADLINE_S)
         with faults.Raw(ipc) as flood:
-            for seq in range(1, 2001):
+            flood.ask(faults.hello("flood"))
+            for seq in range(2, 2001):
                 flood.send(faults.request("next", {"slots": np.arange(64)}, session="flood", seq=seq))
             assert server.stop() == 0
         assert faults.left_beside(ipc) == []

@@ -9,6 +9,8 @@ import contextlib
 import gc
 import importlib.util
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,8 +202,12 @@ def test_the_strategy_random_scores_nothing(sampler):
     assert 0 <= sampler.sample() < NUM_LEVELS
 
 
+def config_of(section, seeds):
+    return di_engine._config(di_engine._checked(section, LevelSampler.config), seeds)
+
+
 def test_the_section_in_our_words():
-    ours = di_engine._config(di_engine._checked({}), range(500))
+    ours = config_of({"seed": 0}, range(500))
     assert ours == Config(
         levels=tuple(range(500)),
         strategy="policy_entropy",
@@ -212,10 +218,10 @@ def test_the_section_in_our_words():
         replay_prob=0.5,
         min_fill_ratio=0.2,
     )
-    assert di_engine._config(di_engine._checked({"nu": 0.2}), [1]).replay_prob == 0.8
+    assert config_of({"nu": 0.2, "seed": 0}, [1]).replay_prob == 0.8
     given = {"strategy": "gae", "replay_schedule": "proportionate", "score_transform": "power", "temperature": 0.3}
     given |= {"eps": 0.1, "rho": 0.4, "nu": 0.9, "alpha": 0.7, "staleness_coef": 0.6, "staleness_temperature": 2.0}
-    assert di_engine._config(di_engine._checked(given | {"seed": 3}), [7, 5]) == Config(
+    assert config_of(given | {"seed": 3}, [7, 5]) == Config(
         levels=(7, 5),
         strategy="gae",
         replay_schedule="proportionate",
@@ -246,6 +252,8 @@ def test_the_section_in_our_words():
         ({"strategy": "one_step_td_error"}, r"level_replay\.discount_factor: expected that of the policy"),
         ({"strategy": "one_step_td_error", "discount_factor": 0.9}, r"level_replay\.gae_lambda"),
         ({"strategy": "one_step_td_error", "discount_factor": 2, "gae_lambda": 1}, r"level_replay\.discount_factor"),
+        ({"seed": -1}, r"level_replay\.seed: expected an integer, 0 or more, got -1"),
+        ({"address": "ipc:///none", "seed": 1}, r"level_replay\.seed: expected none beside address"),
         ({"address": "ipc:///none", "temperature": 1.0}, r"level_replay\.temperature: expected none beside address"),
     ],
 )
@@ -270,11 +278,76 @@ def test_a_running_server_must_fit(address):
     other = section(address, "min_margin") | {"curriculum": "gae"}
     with pytest.raises(InvalidInput, match=r"level_replay\.strategy: expected gae, that of the server, got min_margin"):
         LevelSampler(range(NUM_LEVELS), (2,), 3, 4, other)
+    with pytest.raises(LevelOutsideSpace, match="seeds: expected levels of the daemon, got 1 that it does not have"):
+        LevelSampler([0, 99], (2,), 3, 4, section(address, "gae"))
     with (
-        contextlib.closing(LevelSampler([99], (2,), 3, 4, section(address, "gae"))) as sampler,
+        contextlib.closing(LevelSampler([0], (2,), 3, 4, section(address, "gae"))) as sampler,
         pytest.raises(InvalidInput, match="seeds: expected all levels of the server"),
     ):
-        sampler.sample()
+        [sampler.sample() for _ in range(100)]  # of twelve levels
+
+
+def draws(seed=None, **section):
+    cfg = {"strategy": "random", **section} | ({} if seed is None else {"seed": seed})
+    with contextlib.closing(LevelSampler(range(1000), obs_space=(2,), action_space=3, num_actors=4, cfg=cfg)) as made:
+        return [made.sample() for _ in range(20)], [made.sample("random") for _ in range(20)]
+
+
+def test_ten_seeds_are_ten_streams_of_levels():
+    by_seed = [draws(seed) for seed in range(10)]
+    for streams in zip(*by_seed, strict=True):  # the curriculum's, and those outside of it
+        assert len(set(map(tuple, streams))) == 10
+    assert draws(3) == by_seed[3]
+    of_numpy = []
+    for seed in (5, 5, 6):  # where none is given, DI-engine's set_pkg_seed decides
+        np.random.seed(seed)  # noqa: NPY002  it seeds this one
+        of_numpy.append(draws())
+    assert of_numpy[0] == of_numpy[1] != of_numpy[2]
+
+
+def test_what_it_tells_of_its_seeds():
+    cfg = {"strategy": "gae", "alpha": 0.25}
+    with contextlib.closing(LevelSampler([30, 10, 20], (2,), 3, 4, cfg)) as sampler:
+        assert (len(LevelSampler.config), sampler.config["strategy"]) == (11, "policy_entropy")
+        assert sampler.seeds.tolist() == [30, 10, 20]
+        assert sampler.seed2index == {30: 0, 10: 1, 20: 2}
+        assert sampler.unseen_seed_weights.tolist() == [1, 1, 1]
+        assert sampler.update_seed_score(0, 2, 4.0, 12) is None
+        sampler.update_seed_score(3, 2, 8.0, 1)
+        sampler.update_seed_score(0, sampler.seed2index[30], -1.0, 1)
+        assert sampler.seed_scores.tolist() == [-1.0, 0.0, 5.0]  # the first one whole, the second by a quarter
+        assert sampler.unseen_seed_weights.tolist() == [0, 1, 0]
+        assert sampler.seed_staleness.shape == (3,)
+
+
+def test_defaults_of_a_class_of_ones_own_count():
+    class Mine(LevelSampler):
+        config = LevelSampler.config | {"strategy": "gae"}
+
+    with contextlib.closing(Mine([1, 2], (2,), 3, 1, {})) as sampler, Trainer(sampler.address) as trainer:
+        assert trainer.stats()["strategy"] == "gae"
+
+
+def test_a_running_servers_table_is_told_in_the_order_of_the_seeds(address):
+    with contextlib.closing(LevelSampler([7, 3], (2,), 3, 1, section(address, "value_l1"))) as sampler:
+        before = sampler.seed_scores
+        sampler.update_seed_score(0, 1, 6.0, 1)
+        sampler.update_seed_score(0, 1, 6.0, 1)
+        after, unseen = sampler.seed_scores, sampler.unseen_seed_weights
+        assert after[0] == before[0]
+        assert after[1] == pytest.approx(6.0 if before[1] == 0 else 6.0 - ALPHA**2 * (6.0 - before[1]))
+        assert unseen[1] == 0
+        for wrong, match in (
+            ((0, 2, 1.0, 1), "seed_idx: expected 0 to 1, got 2"),
+            ((0, -1, 1.0, 1), "seed_idx"),
+            ((0, 0.5, 1.0, 1), "seed_idx"),
+            ((0, 0, float("nan"), 1), "score: expected finite"),
+            ((0, 0, "1", 1), "score: expected numbers"),
+            ((0, 0, 1.0, 0), "num_steps: expected 1 or more"),
+        ):
+            with pytest.raises(InvalidInput, match=match):
+                sampler.update_seed_score(*wrong)
+        assert (sampler.seed_scores == after).all()
 
 
 def test_its_own_server_ends_with_it():
@@ -291,6 +364,14 @@ def test_its_own_server_ends_with_it():
 def test_without_di_engine_the_run_says_what_is_missing():
     with pytest.raises(MissingDependency, match=r"expected package DI-engine, .*; docs/di_engine\.md says how"):
         serial_pipeline_plr(({}, {}))
+
+
+def test_the_loop_on_the_page_runs():
+    page = (Path(__file__).parents[2] / "docs/di_engine.md").read_text()
+    scope = {}
+    exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), "docs/di_engine.md", "exec"), scope)  # noqa: S102  our own
+    assert len(set(scope["seeds"])) == 4
+    assert scope["sampler"].seeds.size == 500
 
 
 def test_a_forked_child_does_not_stop_the_server():

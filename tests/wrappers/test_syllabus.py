@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import gc
+import importlib.util
+import multiprocessing
 import os
 import pickle
+import re
+import textwrap
 from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
 
 import faults
 import numpy as np
@@ -14,8 +21,17 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import DictInfoToList
 from level_env import VALUE_DISCOUNT, LevelEnv, reward_of, told, value_of
+from level_replay_loop import ENVS, SCORES, STEPS, Rollouts, train_and_check
 
-from plr_client import ConfigError, InvalidInput, LevelOutsideSpace, MissingField, ServerUnreachable, Trainer
+from plr_client import (
+    ConfigError,
+    InvalidInput,
+    LevelOutsideSpace,
+    MissingDependency,
+    MissingField,
+    ServerUnreachable,
+    Trainer,
+)
 from plr_server import Config, launch
 from wrappers.syllabus import (
     CentralPrioritizedLevelReplay,
@@ -23,9 +39,13 @@ from wrappers.syllabus import (
     GymnasiumSyncWrapper,
     MultiProcessingSyncWrapper,
     PrioritizedLevelReplay,
+    RaySyncWrapper,
     Task,
+    TaskSampler,
+    TaskSpace,
     TaskWrapper,
     make_multiprocessing_curriculum,
+    make_ray_curriculum,
 )
 
 LEVELS = 40
@@ -69,6 +89,7 @@ def curriculum():
         num_processes=NUM_ENVS,
         gamma=VALUE_DISCOUNT,
         gae_lambda=0.95,
+        seed=0,
     )
     yield made
     made.stop()
@@ -198,8 +219,67 @@ def test_levels_are_replayed_by_score_once_rho_is_reached(curriculum):
         assert 100 < sum(task == 11 for task in drawn) < 250  # replay_prob 0.5, temperature 0.1, staleness_coef 0.1
 
 
+def replays(num_seen, num=400, **sampler):
+    """Returns how many of the draws are replays, where that many of 40 levels are seen; without a schedule's name."""
+    curriculum = PrioritizedLevelReplay(DiscreteTaskSpace(LEVELS), task_sampler_kwargs_dict=sampler, seed=0)
+    curriculum._trainer.push_scores(np.arange(num_seen), np.ones(num_seen))
+    drawn = sum(task < num_seen for task in curriculum.sample(num))
+    curriculum.stop()
+    return drawn
+
+
+def test_nu_is_the_share_of_new_levels():
+    fixed = {"replay_schedule": "fixed", "rho": 0.3}
+    assert replays(20, nu=0, **fixed) == 400
+    assert replays(20, nu=1, **fixed) == 0
+    assert replays(20, nu=0.2, **fixed) == pytest.approx(320, abs=40)  # 5 standard deviations
+    assert replays(20, nu=0.9, rho=0.0) == pytest.approx(40, abs=30)  # under proportionate too: min(seen, 1 - nu)
+
+
+def test_rho_under_the_default_schedule():
+    """min(seen share, replay_prob) from rho on; replay_prob is 0.5."""
+    assert replays(23, rho=0.6) == 0
+    assert replays(24, rho=0.6) == pytest.approx(200, abs=50)
+    assert replays(19, rho=0.5) == 0
+    assert replays(20, rho=0.5) == pytest.approx(200, abs=50)
+    assert replays(10, rho=0.25, replay_prob=0.2) == pytest.approx(80, abs=40)
+
+
+def test_ten_seeds_are_ten_streams_of_levels():
+    def drawn(seed=None):
+        curriculum = PrioritizedLevelReplay(DiscreteTaskSpace(1000), seed=seed)
+        tasks = curriculum.sample(20)
+        curriculum.stop()
+        return tasks
+
+    by_seed = [drawn(seed) for seed in range(10)]
+    assert len(set(map(tuple, by_seed))) == 10
+    assert drawn(3) == by_seed[3]
+    of_numpy = []
+    for seed in (5, 5, 6):  # without one numpy's global generator decides, which Syllabus draws from
+        np.random.seed(seed)  # noqa: NPY002  it seeds this one
+        of_numpy.append(drawn())
+    assert of_numpy[0] == of_numpy[1] != of_numpy[2]
+
+
+def test_evaluation_by_the_same_maker_takes_levels_from_training_and_with_a_curriculum_of_its_own_does_not(curriculum):
+    envs = SyncVectorEnv([make_env(curriculum)] * 2)  # the maker of the training envs
+    envs.reset()
+    assert curriculum._trainer.stats()["draws"] == 2
+    envs.close()
+    in_turn = PrioritizedLevelReplay(DiscreteTaskSpace(LEVELS), task_sampler_kwargs_dict={"strategy": "sequential"})
+    envs = SyncVectorEnv([make_env(in_turn)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    observations, _ = envs.reset()
+    played = set(told(observations)[0].tolist())
+    while len(played) < LEVELS:
+        played |= set(told(envs.step(np.zeros(2, int))[0])[0].tolist())
+    assert curriculum._trainer.stats()["draws"] == 2
+    envs.close()
+    in_turn.stop()
+
+
 def test_by_default_all_levels_are_played_once_before_any_is_replayed():
-    curriculum = CentralPrioritizedLevelReplay(DiscreteTaskSpace(5))
+    curriculum = CentralPrioritizedLevelReplay(DiscreteTaskSpace(5), seed=0)
     with Trainer(curriculum.components.address) as trainer:
         for level in range(4):
             trainer.push_scores([level], [1.0 + level])
@@ -227,6 +307,8 @@ def test_a_daemon_is_used_where_it_has_the_tasks(levels, ipc):
             PrioritizedLevelReplay(DiscreteTaskSpace(2, [levels[0], levels[-1] + 1]), address=ipc)
         with pytest.raises(InvalidInput, match="no settings beside it"):
             PrioritizedLevelReplay(space, address=ipc, gamma=0.99)
+        with pytest.raises(InvalidInput, match=r"no settings beside it: .*seed"):
+            PrioritizedLevelReplay(space, address=ipc, seed=0)
 
 
 def test_older_releases_pass_queues():
@@ -240,6 +322,18 @@ def test_older_releases_pass_queues():
     observation, info = env.reset()
     assert observation[0] == info["task"]
     assert env.get_wrapper_attr("task") == info["task"]
+    assert (info["plr_level"], info["plr_train"], info["plr_scored"]) == (info["task"], True, True)
+    env.close()
+    queues = {"task_queue": tasks, "update_queue": updates}
+    env = MultiProcessingSyncWrapper(LevelTasks(LevelEnv()), **queues, task_space=DiscreteTaskSpace(LEVELS))
+    assert env.reset()[0][0] == env.task
+    env.close()
+    queues = {"task_queue": multiprocessing.SimpleQueue(), "update_queue": multiprocessing.SimpleQueue()}
+    env = GymnasiumSyncWrapper(LevelTasks(LevelEnv()), components=tasks, **queues)  # its own, which nobody reads
+    assert env.reset()[0][0] == env.task
+    with pytest.raises(InvalidInput, match="queues that make_multiprocessing_curriculum returned here"):
+        GymnasiumSyncWrapper(LevelTasks(LevelEnv()), **queues)
+    assert curriculum.task_queue is curriculum.update_queue is tasks
     assert curriculum.get_components() is curriculum.components is tasks
     assert curriculum.curriculum is curriculum
     curriculum.start()
@@ -438,8 +532,22 @@ def test_a_strategy_that_reads_the_policy_needs_its_log_probabilities():
         ({"task_sampler_kwargs_dict": {"sample_full_distribution": True}}, "unbounded"),
         ({"task_sampler_kwargs_dict": {"use_dense_rewards": True}}, "grounded_signed_value_loss"),
         ({"task_sampler_kwargs_dict": {"gamma": 0.9}}, "argument of PrioritizedLevelReplay"),
-        ({"task_sampler_kwargs_dict": {"nu": 0.5}}, "1 - nu"),
-        ({"task_sampler_kwargs_dict": {"rho": 0.5}}, "0 or 1 under the schedule proportionate"),
+        (
+            {"task_sampler_kwargs_dict": {"nu": 0.5, "replay_prob": 0.5}},
+            "nu: expected it or replay_prob, which is 1 - nu",
+        ),
+        ({"task_sampler_kwargs_dict": {"nu": 2}}, "nu: expected a number from 0 to 1, got 2"),
+        (
+            {"task_sampler_kwargs_dict": {"rho": 0.4}},
+            "0 or replay_prob, 0.5, or more, under the schedule proportionate",
+        ),
+        ({"task_sampler_kwargs_dict": {"rho": 0.9, "nu": 0}}, "rho: expected 0 or 1 under the schedule proportionate"),
+        ({"task_sampler_kwargs_dict": {"robust_plr": True}}, "train_mask"),
+        (
+            {"get_value": len},
+            r"the trainer calls it itself, .* update\(\{'value': ...\}\), got <built-in function len>",
+        ),
+        ({"get_action_log_dist": len}, "the trainer calls it itself"),
         ({"task_sampler_kwargs_dict": {"replay_schedule": "sometimes"}}, "fixed or proportionate"),
         ({"task_sampler_kwargs_dict": {"staleness_transform": "rank"}}, "power"),
         ({"task_sampler_kwargs_dict": {"staleness_transform": np.ones(2)}}, "power"),
@@ -461,6 +569,12 @@ def test_what_is_not_here_says_what_to_do_instead(arguments, match):
 def test_a_value_out_of_range_is_a_config_error_in_its_word(wrong):
     with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}: expected"):
         PrioritizedLevelReplay(DiscreteTaskSpace(3), task_sampler_kwargs_dict=wrong)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "1"])
+def test_a_seed_is_an_integer_0_or_more(seed):
+    with pytest.raises(ConfigError, match=r"^seed: expected an integer, 0 or more"):
+        PrioritizedLevelReplay(DiscreteTaskSpace(3), seed=seed)
 
 
 def test_arguments_without_effect_are_taken(shared):
@@ -491,7 +605,7 @@ def test_methods_that_are_not_here_say_what_to_do_instead(shared):
 
 def test_the_sync_wrapper_refuses_what_it_cannot_use(shared):
     env = LevelTasks(LevelEnv())
-    with pytest.raises(InvalidInput, match=r"curriculum\.components of a curriculum from here"):
+    with pytest.raises(InvalidInput, match=r"components: expected curriculum\.components"):
         GymnasiumSyncWrapper(env, env.task_space)
     with pytest.raises(InvalidInput, match="channels"):
         GymnasiumSyncWrapper(env, env.task_space, object())
@@ -508,6 +622,13 @@ def test_task_spaces():
     assert space.contains(30)
     assert not space.contains(1)
     assert space.sample() in space.tasks
+    assert TaskSpace(3).tasks == [0, 1, 2]
+    assert isinstance(space, TaskSpace)
+    drawn = []
+    for seed in (1, 1, 2):
+        space.seed(seed)
+        drawn.append([space.sample() for _ in range(20)])
+    assert drawn[0] == drawn[1] != drawn[2]
     assert space.task_name(30) == "30"
     for wrong in (0, 2.5, True, "3"):
         with pytest.raises(InvalidInput):
@@ -520,6 +641,127 @@ def test_task_spaces():
         space.encode(11)
     with pytest.raises(LevelOutsideSpace):
         space.decode(3)
+
+
+def of_tasks(seeds, *_spaces, **arguments):
+    return TaskSampler(seeds, **arguments)
+
+
+class ByActor(TaskSampler):
+    """Is updated as Syllabus updates it, an env at a time, and by rollouts that are longer than its steps."""
+
+    def update_with_rollouts(self, rollouts):
+        longer = {name: np.concatenate([values, np.ones_like(values[:9])]) for name, values in vars(rollouts).items()}
+        for actor in range(ENVS):
+            super().update_with_rollouts(SimpleNamespace(**longer), actor)
+
+
+def by_actor(seeds, *_spaces, **arguments):
+    return ByActor(seeds, STEPS, **arguments)
+
+
+@pytest.mark.parametrize(("strategy", "make"), [*((name, of_tasks) for name in SCORES), ("value_l1", by_actor)])
+def test_a_task_sampler_scores_what_was_played(strategy, make):
+    rollouts = Rollouts()
+    rollouts.tasks = rollouts.level_seeds
+    train_and_check(strategy, rollouts, make=make)
+
+
+def test_the_other_strategies_of_a_task_sampler_read_what_they_need():
+    zeros = np.zeros((3, 1, 1))
+    rewards = np.array([1.0, 2.0, 4.0])[:, np.newaxis, np.newaxis]
+    fields = {"tasks": zeros + 5, "masks": np.array([1, 1, 1, 0])[:, np.newaxis, np.newaxis], "rewards": rewards}
+    rollouts = SimpleNamespace(value_preds=np.ones((4, 1, 1)), returns=np.full((4, 1, 1), 9.0), **fields)
+    for strategy, score in (
+        ("grounded_signed_value_loss", 7.0 - 1),
+        ("grounded_positive_value_loss", 7.0 - 1),
+        ("alt_advantage_abs", np.mean([7.0 - 1, 6.0 - 1, 4.0 - 1])),
+        ("signed_value_loss", 9.0 - 1),
+        ("one_step_td_error", np.mean([1.0, 2.0, 4.0 - 1])),
+        ("uniform", 1.0),
+    ):
+        sampler = TaskSampler([5, 6], strategy=strategy, gamma=1.0)
+        sampler.update_with_rollouts(rollouts)
+        assert sampler.task_scores.tolist() == pytest.approx([score, 0.0]), strategy
+        assert sampler.requires_value_buffers == (strategy != "uniform")
+        sampler.close()
+
+
+def test_what_a_task_sampler_tells():
+    sampler = TaskSampler([30, 10, 20], 4, Discrete(2), None, 2, alpha=0.5, max_score_coef=0.25, seed=0)
+    assert sampler.tasks.tolist() == [30, 10, 20]
+    assert (sampler.num_tasks, sampler.task2index) == (3, {30: 0, 10: 1, 20: 2})
+    assert sampler.update_task_score(0, 20, 4.0, 8.0, 3) == (4.0, 2)
+    assert sampler.task_scores.tolist() == [0.0, 0.0, 5.0]
+    sampler.update_task_score(0, 20, 1.0, 1.0, 3)
+    assert sampler.metrics()["task_scores"].tolist() == [0.0, 0.0, 3.0]
+    assert sampler.metrics()["unseen_task_weights"].tolist() == [1, 1, 0]
+    assert sampler.metrics()["proportion_seen"] == pytest.approx(1 / 3)
+    assert sampler.metrics()["score"] == sampler.max_score == 3.0
+    assert {sampler.sample() for _ in range(9)} == {30, 10}  # rho is 1
+    assert sampler.sample_weights().tolist() == [0, 0, 1]
+    assert [sampler.sample("sequential") for _ in range(4)] == [30, 10, 20, 30]
+    sampler.after_update([0, 1])
+    with pytest.raises(LevelOutsideSpace, match="task: expected one of the 3 tasks, got 11"):
+        sampler.update_task_score(0, 11, 1.0, 1.0, 1)
+    with pytest.raises(InvalidInput, match="score: expected finite"):
+        sampler.update_task_score(0, 10, 1.0, np.inf, 1)
+    rollouts = SimpleNamespace(tasks=np.full((4, 2, 1), 10), masks=np.ones((5, 2, 1)))
+    for wrong, match in (
+        ({"actor_id": 2}, "actor_id: expected 0 to 1, got 2"),
+        ({"actor_id": -1}, "actor_id"),
+        ({"external_scores": np.ones(2)}, r"external_scores: expected None: update_task_score\(\)"),
+        ({}, "rollouts: expected a RolloutStorage with value_preds"),
+    ):
+        with pytest.raises(InvalidInput, match=match):
+            sampler.update_with_rollouts(rollouts, **wrong)
+    assert sampler.unseen_task_weights.tolist() == [1, 1, 0]
+    sampler.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"tasks": 3}, InvalidInput, "tasks: expected a list of ints"),
+        ({"tasks": ["easy"]}, InvalidInput, "tasks: expected a list of ints"),
+        ({"tasks": []}, ConfigError, "tasks: expected"),
+        ({"tasks": [1, 1]}, ConfigError, "tasks: .* an id twice"),
+        ({"num_steps": 0}, InvalidInput, "num_steps: expected an integer, 1 or more"),
+        ({"num_actors": 0}, InvalidInput, "num_actors: expected an integer, 1 or more"),
+        ({"strategy": "off"}, ConfigError, "strategy: expected one of value_l1"),
+        ({"gamma": 2.0}, ConfigError, "gamma: expected a number from 0 to 1"),
+        ({"robust_plr": True}, InvalidInput, "train_mask"),
+        ({"evaluator": object()}, InvalidInput, "values come from the trainer"),
+        ({"rho": 0.1}, InvalidInput, "rho: expected 0 or replay_prob"),
+        ({"temprature": 0.1}, InvalidInput, "temprature: expected one of"),
+    ],
+)
+def test_a_task_sampler_refuses_what_is_not_here(arguments, error, match):
+    with pytest.raises(error, match=match):
+        TaskSampler(**{"tasks": [1, 2], "strategy": "one_step_td_error"} | arguments)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_its_names_say_what_is_missing(shared):
+    with pytest.raises(MissingDependency, match="ray"):
+        make_ray_curriculum(shared)
+    with pytest.raises(MissingDependency, match="ray"):
+        RaySyncWrapper(LevelTasks(LevelEnv()))
+
+
+def test_what_the_page_shows_runs():
+    """The whole script, with the lines on evaluation put in at its end."""
+    page = (Path(__file__).parents[2] / "docs/syllabus.md").read_text()
+    script, evaluation = (
+        re.search(rf"```python\n({begin}.*?)```", page, re.DOTALL).group(1)
+        for begin in ("import gymnasium[^`]*make_multiprocessing_curriculum", "evaluation = ")
+    )
+    told = "print(curriculum._trainer.stats(), evaluation.sample(3), sep='; ')"
+    more = f"{evaluation}eval_envs.reset()\n{told}\neval_envs.close()\n"
+    script = script.replace("    curriculum.stop()\n", textwrap.indent(more, "    ") + "    curriculum.stop()\n")
+    stats, in_turn = map(ast.literal_eval, faults.run_script(script).split("; "))
+    assert stats["steps"] >= 4 * (512 - 128)  # of them some only reset an env
+    assert in_turn == [4, 5, 6]
 
 
 class GoalEnv(TaskWrapper):

@@ -1,0 +1,119 @@
+"""Sessions: which clients there are, on which connection each speaks, and what it said last.
+
+Used by the dispatcher, which asks `admit` about every request, and by the loop, which tells it which connections are
+gone. Without IO and without a clock; it knows nothing of curricula, and never applies anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator
+
+from plr_client.errors import ProtocolError, SessionExpired, TooManySessions
+from plr_client.protocol import Reply, Request
+
+MAX_SESSIONS = 16_384
+MAX_SESSIONS_PER_CONNECTION = 64  # a client of ours has one
+MAX_ENDED = 4_096  # sessions that said goodbye, and whose late copies are known for what they are
+
+
+@dataclasses.dataclass(slots=True)
+class Session:
+    """One client, from its hello until it says goodbye or is given up.
+
+    Attributes:
+        peer: the transport's name for the connection it speaks on.
+        connection: the how-manieth of the session that is.
+        sequence: the highest sequence number that was applied.
+        reply: the reply to it, repeated when the request comes again; None for a request that changes nothing.
+        waiting: curriculum -> slot -> how many pushes there had been when its level was drawn, for levels drawn ahead
+            whose turn has not come.
+    """
+
+    peer: bytes
+    connection: int
+    sequence: int
+    reply: Reply | None = None
+    waiting: dict[str, dict[int, int]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
+
+
+class Sessions:
+    """All sessions by name.
+
+    Attributes:
+        max_open: how many there may be; the loop lowers it to what the process may open.
+    """
+
+    def __init__(self) -> None:
+        self.max_open = MAX_SESSIONS
+        self._open: dict[str, Session] = {}
+        self._names: defaultdict[bytes, set[str]] = defaultdict(set)  # peer -> its sessions
+        self._ended: dict[str, None] = {}  # the oldest first
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._open)
+
+    def __getitem__(self, name: str) -> Session:
+        return self._open[name]
+
+    def get(self, name: str) -> Session | None:
+        """Returns an open session, or None."""
+        return self._open.get(name)
+
+    def admit(self, peer: bytes, request: Request) -> Session:
+        """Returns the session of a request, which is to be applied if its number is above the session's.
+
+        Args:
+            peer: the connection it came on. The session moves to it where the request says that it is a later one than
+                the session's: a copy that was delayed on an earlier connection never moves a session back.
+            request: the request; a hello begins a session.
+
+        Raises:
+            SessionExpired: there is no such session, or one to be begun has said goodbye: this is a late copy.
+            TooManySessions: there are too many to begin one.
+            ProtocolError: a later request was applied already: this is a late copy.
+        """
+        name = request.session
+        session = self._open.get(name)
+        if session is None:
+            return self._begin(peer, request)
+        if request.sequence < session.sequence:
+            raise ProtocolError(f"seq: expected {session.sequence} or more, got {request.sequence}")
+        if request.connection > session.connection:
+            self._unname(session.peer, name)
+            self._names[peer].add(name)
+            session.peer, session.connection = peer, request.connection
+        return session
+
+    def end(self, name: str, *, said_goodbye: bool) -> None:
+        """Drops an open session; one that said goodbye cannot be begun again."""
+        self._unname(self._open.pop(name).peer, name)
+        if said_goodbye:
+            self._ended[name] = None
+            if len(self._ended) > MAX_ENDED:
+                del self._ended[next(iter(self._ended))]
+
+    def of(self, peer: bytes) -> list[str]:
+        """Returns the names of the sessions that speak on a connection."""
+        return list(self._names.get(peer, ()))
+
+    def _begin(self, peer: bytes, request: Request) -> Session:
+        if request.op != "hello" or request.session in self._ended:
+            raise SessionExpired(f"{request.op:.80}", "not applied")
+        if len(self._open) >= self.max_open:
+            raise TooManySessions("in all", self.max_open)
+        if len(self._names.get(peer, ())) >= MAX_SESSIONS_PER_CONNECTION:
+            raise TooManySessions("on one connection", MAX_SESSIONS_PER_CONNECTION)
+        session = self._open[request.session] = Session(peer, request.connection, request.sequence - 1)
+        self._names[peer].add(request.session)
+        return session
+
+    def _unname(self, peer: bytes, name: str) -> None:
+        names = self._names[peer]
+        names.discard(name)
+        if not names:
+            del self._names[peer]

@@ -1,0 +1,210 @@
+"""The server's socket: what it takes and holds at most, and which connections there are.
+
+Used by the loop alone. It moves frames and never reads them, knows no sessions, and owns no clock.
+
+What waits in memory is bounded: RECEIVE_QUEUE requests of a connection, each at most four times `max_frame_bytes` (but
+a message whose end never comes escapes that: libzmq hands over whole messages only); SEND_QUEUE replies to a
+connection; and of the large ones among them MAX_UNREAD_BYTES_OF_ONE, in all MAX_UNREAD_BYTES. So are the connections:
+the server stops listening before it has no file left for the next, for then libzmq would abort it (ipc) or spin (tcp).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from plr_client.errors import MessageTooLarge, PlrError, RepliesUnread
+from plr_client.protocol import (
+    MAX_FRAMES,
+    MAX_HEADER_BYTES,
+    MAX_REQUEST_FRAMES,
+    Frames,
+    Notice,
+    decode_reply,
+)
+from plr_server.serving.endpoint import bind
+
+logger = logging.getLogger("plr_server")
+
+HEARTBEAT_MS = 5_000  # a peer silent for three heartbeats is gone
+RECEIVE_QUEUE = 4  # a client of ours has one request under way
+SEND_QUEUE = 8  # further messages to a peer that does not read are dropped
+LARGE_BYTES = 64 * 1024  # of a frame: it is sent from where it lies, and counted until it has gone
+MAX_UNREAD_BYTES_OF_ONE = 64 * 1024 * 1024
+MAX_UNREAD_BYTES = 1024 * 1024 * 1024
+MAX_SPARE_FILES = 256  # connections that may come before the loop notices; fewer where few may be open at all
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+_MONITOR = "inproc://monitor"
+
+
+class Wire:
+    """A ROUTER socket and what watches it.
+
+    Attributes:
+        router: to be bound, then read by `receive` alone.
+        monitor: readable when connections have come or gone.
+
+    Args:
+        max_frame_bytes: the largest frame taken; the transport drops who sends more.
+    """
+
+    def __init__(self, max_frame_bytes: int) -> None:
+        self._max_request_bytes = MAX_REQUEST_FRAMES * max_frame_bytes
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.router = self._context.socket(zmq.ROUTER)
+        self.router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.router.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
+        self.router.setsockopt(zmq.SNDHWM, SEND_QUEUE)
+        self.router.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
+        self.router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        self.router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+        self.router.monitor(_MONITOR, _EVENTS)
+        self.monitor = self._context.socket(zmq.PAIR)
+        self.monitor.setsockopt(zmq.RCVHWM, 0)  # libzmq waits for room with a lock held
+        self.monitor.connect(_MONITOR)
+        self._peers: defaultdict[int, set[bytes]] = defaultdict(set)  # file of a connection -> who spoke on it
+        self._known: set[bytes] = set()  # all of them
+        self._connections: set[int] = set()  # files
+        self._unread: dict[bytes, list[tuple[zmq.MessageTracker, int]]] = {}  # large frames on their way, and bytes
+        self._address = ""
+        self._listens = self._may_bind = True
+        self._max_connections, self._spare_files = sys.maxsize, 0
+
+    def listens_at(self, address: str) -> None:
+        """Raises the soft limit of open files, and bounds connections by it from now on.
+
+        Args:
+            address: where `router` is bound.
+        """
+        self._address = address
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        lowest = os.dup(self.monitor.fileno())  # the lowest that is free, so about as many are open
+        os.close(lowest)
+        self._spare_files = min(MAX_SPARE_FILES, hard // 4)
+        self._max_connections = max(1, hard - lowest - self._spare_files)
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Closes everything; again it does nothing."""
+        if not self.router.closed:
+            self.router.disable_monitor()
+            self.monitor.close(0)
+            self.router.close(linger_ms)
+        self._context.term()
+
+    def receive(self) -> tuple[bytes, Frames, PlrError | None] | None:
+        """Returns the next request without waiting for one.
+
+        Returns:
+            Who sent it, its frames, and why it is to be refused unread, if it is; None where there is none.
+        """
+        try:
+            peer = self.router.recv(zmq.DONTWAIT)
+        except zmq.Again:
+            return None
+        frame = self.router.recv(copy=False)
+        if peer not in self._known:
+            self._peers[int(frame.get(zmq.SRCFD))].add(peer)
+            self._known.add(peer)
+        frames: Frames = [frame.bytes if len(frame) <= MAX_HEADER_BYTES else frame.buffer]
+        if not frame.more:
+            return peer, frames, None
+        num_frames, num_bytes = 1, len(frame)
+        while frame.more:
+            frame = self.router.recv(copy=False)
+            num_frames += 1
+            num_bytes += len(frame)
+            if num_frames <= MAX_FRAMES and num_bytes <= self._max_request_bytes:
+                frames.append(frame.buffer)
+            else:
+                del frames[1:]
+        if num_frames > MAX_FRAMES:
+            return peer, frames, MessageTooLarge("frames", MAX_FRAMES, num_frames)
+        if num_bytes > self._max_request_bytes:
+            return peer, frames, MessageTooLarge("all arrays", self._max_request_bytes, num_bytes)
+        return peer, frames, None
+
+    def send(self, peer: bytes, frames: Frames) -> bool:
+        """Sends without waiting; False where the peer is not connected. Who does not read gets no more."""
+        try:
+            self.router.send(peer, zmq.DONTWAIT | zmq.SNDMORE)
+        except zmq.Again:
+            return True
+        except zmq.ZMQError as exc:
+            if exc.errno == zmq.EHOSTUNREACH:
+                return False
+            raise
+        last = len(frames) - 1
+        for i, frame in enumerate(frames):
+            flags = zmq.SNDMORE if i < last else 0
+            if len(frame) < LARGE_BYTES:
+                self.router.send(frame, flags)
+            else:
+                tracker = self.router.send(frame, flags, copy=False, track=True)
+                self._unread.setdefault(peer, []).append((tracker, len(frame)))
+        return True
+
+    def send_reply(self, peer: bytes, frames: Frames, refusal: Callable[[int | None, PlrError], Frames]) -> None:
+        """Sends a reply, or in its place a refusal where too much waits already for this peer or for all."""
+        if self._unread and len(frames) > 1 and (num_bytes := sum(map(len, frames))) >= LARGE_BYTES:
+            error = self._over_budget(peer, num_bytes)
+            if error is not None:
+                reply = decode_reply(frames)
+                frames = refusal(None if isinstance(reply, Notice) else reply.id, error)
+        if not self.send(peer, frames):
+            logger.debug("a peer left before its reply")
+
+    def closed_peers(self) -> list[bytes]:
+        """Returns who spoke on the connections that have closed since the last call."""
+        closed: list[bytes] = []
+        while self.monitor.poll(0):
+            message = recv_monitor_message(self.monitor)
+            event, file = message["event"], message["value"]
+            if event == zmq.EVENT_ACCEPTED:
+                self._connections.add(file)
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._connections.discard(file)
+                closed += self._peers.pop(file, ())
+            elif not self._listens:
+                self._may_bind = True  # the listener is gone, and with it what it would unlink
+        self._known.difference_update(closed)
+        return closed
+
+    def knows(self, peer: bytes) -> bool:
+        """Returns whether `closed_peers` will tell of a peer."""
+        return peer in self._known
+
+    def crowded(self) -> bool:
+        """Returns whether files are so short that no client should be taken on; stops listening where none is left."""
+        num = len(self._connections)
+        if self._listens and num >= self._max_connections:
+            logger.warning("%d connections: taking no more before some close, for want of open files", num)
+            self._listens = self._may_bind = False
+            self.router.unbind(self._address)
+        elif not self._listens and self._may_bind and num < self._max_connections - self._spare_files // 4:
+            with contextlib.suppress(PlrError):  # what took the port meanwhile may leave it again
+                bind(self.router, self._address)
+                self._listens = True
+        return num >= self._max_connections - self._spare_files // 2
+
+    def _over_budget(self, peer: bytes, num_bytes: int) -> PlrError | None:
+        """Returns the refusal of one more large reply, if that has to be; what has gone meanwhile counts no more."""
+        for each, frames in list(self._unread.items()):
+            frames[:] = [(tracker, size) for tracker, size in frames if not tracker.done]
+            if not frames:
+                del self._unread[each]
+        of_one = sum(size for _, size in self._unread.get(peer, ()))
+        if of_one and of_one + num_bytes > MAX_UNREAD_BYTES_OF_ONE:
+            return RepliesUnread("by one client", MAX_UNREAD_BYTES_OF_ONE)
+        in_all = sum(size for frames in self._unread.values() for _, size in frames)
+        if in_all and in_all + num_bytes > MAX_UNREAD_BYTES:
+            return RepliesUnread("by all clients", MAX_UNREAD_BYTES)
+        return None
