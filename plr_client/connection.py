@@ -39,7 +39,7 @@ GOODBYE_S = 0.2  # how long to wait for the answer to a goodbye
 COPIED_BYTES = 64 * 1024  # of a frame; to send a larger one from where it lies costs less than to copy it
 SPARE_FILES = 16  # that can be opened before a socket is: libzmq ends the process where it finds none
 
-_HARMLESS_TWICE = frozenset(("next", "stats", "weights", "scores", "levels"))
+_HARMLESS_TWICE = frozenset(("next", "counters", "describe", "stats", "weights", "scores", "levels"))
 _NONE: Mapping[str, Any] = {}
 
 # A forked child keeps its parent's context and sockets alive and untouched: closing them is the parent's business.

@@ -46,6 +46,11 @@ class History:
         columns = {name: [sample.get(name) for sample in self.samples] for name in names}
         return {"stride": self.stride, "added": self._added, "columns": columns}
 
+    def newest(self) -> dict[str, Any]:
+        """Returns how a page brings what it has up to date: stride, length, and newest, the last sample (or None)."""
+        newest = self.samples[-1] if self.samples else None
+        return {"stride": self.stride, "length": len(self.samples), "newest": newest}
+
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> History:
         """Returns the history that `to_dict` gave."""

@@ -49,18 +49,13 @@ class Look:
     ranks: Any
 
 
-def look(
-    config: Config, draws: int, ids: Ints, scores: Floats, staleness: Ints, seen: Bools
-) -> tuple[Look, dict[str, Any]]:
+def look(config: Config, draws: int, levels: tuple[Ints, Floats, Ints, Bools]) -> tuple[Look, dict[str, Any]]:
     """Returns the levels with their chances, and the summary of them that the history keeps.
 
     Args:
         config: of the curriculum.
         draws: levels drawn so far, which says what `sequential` draws next.
-        ids: (N,), with `scores`, `staleness` and `seen` as `Trainer.scores` gives them.
-        scores: (N,)
-        staleness: (N,)
-        seen: (N,)
+        levels: ids, scores, staleness and seen, (N,) each, as `Trainer.scores` gives them.
 
     Returns:
         The look, and a summary of plain values. effective_levels: exp of the entropy of P_replay; most_mass_levels:
@@ -71,6 +66,7 @@ def look(
         P_replay spreads over up to 64 equal stretches of the level space, both as `shade` packs them. What is said of
         seen levels is None while there is none.
     """
+    ids, scores, staleness, seen = levels
     by_score, by_staleness = _parts(config, draws, scores, staleness, seen)
     weights = by_score + by_staleness
     where = np.flatnonzero(seen)
@@ -107,8 +103,7 @@ def look(
             "staleness_max": oldest,
         }
     rounded = {name: float(f"{x:.{DIGITS}g}") if isinstance(x, float) else x for name, x in summary.items()}
-    narrow = (by_score.astype(np.float32), by_staleness.astype(np.float32))
-    return Look(ids, scores, staleness, seen, *narrow, ranks), rounded
+    return Look(*levels, by_score.astype(np.float32), by_staleness.astype(np.float32), ranks), rounded
 
 
 def _parts(config: Config, draws: int, scores: Floats, staleness: Ints, seen: Bools) -> tuple[Floats, Floats]:

@@ -1,7 +1,7 @@
 """The verdict: rules that say in plain words whether a curriculum works, and what to do where it does not.
 
-Used by collect. Pure functions of `Facts`; each rule is documented, gives one finding or none, and `verdict` orders what
-they found. docs/viewer.md lists the rules.
+Used by collect. Pure functions of `Facts`: each rule gives one finding or none, and `verdict` orders what they found.
+docs/viewer.md lists the rules.
 """
 
 from __future__ import annotations
