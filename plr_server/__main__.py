@@ -1,4 +1,4 @@
-"""The command line, `plr-server serve`, `stats`, `view`, `check-env`: reads arguments, prints, leaves the work to others."""
+"""The command line, `plr-server serve`, `stats`, `view`, `check-env`: reads arguments, prints, no more."""
 
 from __future__ import annotations
 

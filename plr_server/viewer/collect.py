@@ -57,7 +57,7 @@ class Collector:
         self._saved = read_file(file)["curricula"] if file is not None and file.exists() else {}
         self._watched: dict[str, _Watched] = {}
         self._answered_s = time.monotonic()
-        self._is_lost = True
+        self._is_lost = self._is_new = True  # new: what it serves is not known
         self._version = 0
         self._changed = threading.Condition()  # its lock guards all that pages read
         self._stop = threading.Event()
@@ -149,13 +149,15 @@ class Collector:
 
     def _poll(self) -> None:
         try:
-            if self._is_lost:
+            if self._is_new:
                 self._find_curricula()
+                self._is_new = False
             for watched in self._watched.values():
                 reading = watched.read()
                 with self._changed:
-                    watched.keep(reading, others=len(self._watched))
+                    self._is_new |= watched.keep(reading, own=len(self._watched))
         except PlrError:  # it is not there, or is another one now: ask again from the beginning
+            self._is_new = True
             with self._changed:
                 self._is_lost = True
         else:
@@ -224,11 +226,16 @@ class _Watched:
         self._next_look_s = began_s + worked_s + max(LOOK_S, READ_PATIENCE * read_s, WORK_PATIENCE * worked_s)
         return counters, seen_now
 
-    def keep(self, reading: tuple[Mapping[str, Any], tuple[Look, Mapping[str, Any]] | None], *, others: int) -> None:
-        """Keeps what `read` gave; `others`: how many of the server's sessions are this viewer's own."""
+    def keep(self, reading: tuple[Mapping[str, Any], tuple[Look, Mapping[str, Any]] | None], *, own: int) -> bool:
+        """Keeps what `read` gave, where so many of the server's sessions are this viewer's own.
+
+        Returns:
+            Whether the server has begun anew since the last reading, so that it may serve something else.
+        """
         counters, seen_now = reading
-        now_s, clients = time.monotonic(), counters["sessions"] - others
-        if not self._counters or counters["draws"] < self._counters["draws"]:  # the first, or the server began anew
+        now_s, clients = time.monotonic(), counters["sessions"] - own
+        is_another = bool(self._counters) and counters["draws"] < self._counters["draws"]
+        if is_another or not self._counters:
             self._ticks: deque[tuple[float, Mapping[str, Any]]] = deque(maxlen=RATE_TICKS + 1)
             self._clients: deque[int] = deque(maxlen=CLIENT_TICKS)
             self._began_s = self._pushed_s = now_s
@@ -242,6 +249,7 @@ class _Watched:
             self._look, self._summary = seen_now
             counted = {name: counters[name] for name in COUNTED}
             self.history.add({"t": round(time.time(), 1), **counted, **self._summary})
+        return is_another
 
     def to_dict(self) -> dict[str, Any]:
         if not self._counters:

@@ -141,7 +141,7 @@ def shade(shares: Floats) -> str:
     """Packs shares, 0 to 1, into one byte each, base64: 255 times the cube root, so that a small share stays visible.
 
     >>> [round((byte / 255) ** 3, 4) for byte in base64.b64decode(shade(np.array([0.0, 0.001, 0.5, 1.0])))]
-    [0.0, 0.001, 0.5027, 1.0]
+    [0.0, 0.0011, 0.4971, 1.0]
     """
     return base64.b64encode(np.rint(255.0 * np.cbrt(shares.clip(0.0, 1.0))).astype(np.uint8).tobytes()).decode()
 

@@ -123,8 +123,7 @@ def old_scores(facts: Facts) -> Finding | None:
     old = facts.summary.get("staleness_q90")
     if old is None or facts.config.strategy in BASELINES or old <= OLD_ROUNDS * facts.counters["levels_seen"]:
         return None
-    advice = "a higher staleness_coef looks at them again"
-    return Finding("watch", f"A tenth of the levels was last drawn {old:,.0f} draws ago or more: {advice}.")
+    return Finding("watch", f"A tenth of the scores is older than {old:,.0f} draws: raise staleness_coef.")
 
 
 def lag(facts: Facts) -> Finding | None:

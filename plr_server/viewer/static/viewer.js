@@ -97,8 +97,8 @@ const CHARTS = [
   {
     id: "gain",
     title: "Does it choose better than chance?",
-    answer: (now) => `What is replayed scores ${number(now.summary.drawn_score)} on average; ` +
-      `a uniform draw from the table would score ${number(now.summary.table_score)}.`,
+    answer: (now) => `What is replayed scores ${number(now.summary.drawn_score)} on average, ` +
+      `a uniform draw ${number(now.summary.table_score)}.`,
     series: [
       line("replayed", "--accent", { width: 2.25 }),
       line("uniform draw", "--second", { dash: [5, 4] }),
@@ -112,7 +112,8 @@ const CHARTS = [
     id: "scores",
     title: "Which scores are there?",
     answer: (now) => `From ${number(now.summary.score_min)} to ${number(now.summary.score_max)}, ` +
-      `half of them below ${number(now.summary.score_q50)}. Darker: more levels.`,
+      `half of them below ${number(now.summary.score_q50)}.`,
+    scale: "levels with this score",
     heat: (h) => ({
       low: Math.min(...h.score_min.filter((x) => x !== null)),
       high: Math.max(...h.score_max.filter((x) => x !== null)),
@@ -123,7 +124,8 @@ const CHARTS = [
     id: "mass",
     title: "Which levels does it play?",
     answer: (now) => `${number(now.summary.most_mass_levels)} of ${number(now.counters.levels_seen)} seen levels take ` +
-      "90 % of the replays. Darker: played more; up: along the level space.",
+      "90 % of the replays.",
+    scale: "replays of these levels; bottom to top: along the level space",
     heat: (h, now) => ({
       low: 0,
       high: now.counters.levels,
@@ -171,6 +173,7 @@ class Chart {
     this.place = make("div", { class: "plot", role: "img", "aria-labelledby": `answer-${spec.id}` });
     this.figure = make("figure", { id: `chart-${spec.id}`, ...(spec.small ? { class: "small" } : {}) },
       make("figcaption", {}, make("h2", {}, spec.title), this.caption), this.place);
+    if (spec.scale) this.figure.append(make("p", { class: "scale" }, "none", make("i"), `all ${spec.scale}`));
     $("charts").append(this.figure);
     new ResizeObserver(() => this.plot?.setSize(this.size())).observe(this.place);
   }
@@ -201,7 +204,7 @@ class Chart {
       grid: { stroke: () => colour("--grid"), width: 1 }, ticks: { show: false } };
     const values = { ...axis, size: 54, values: (_, splits) => splits.map(number) };
     const shares = { ...axis, scale: "share", size: 50, values: (_, splits) => splits.map((x) => `${Math.round(100 * x)} %`) };
-    const axes = [{ ...axis, space: 70, values: (_, splits, _axis, _space, step) => splits.map((t) => clock(t, step)) }];
+    const axes = [{ ...axis, size: 30, space: 70, values: (_, splits, _axis, _space, step) => splits.map((t) => clock(t, step)) }];
     if (spec.share !== "left") axes.push(values);
     if (spec.share) axes.push(spec.share === "left" ? shares : { ...shares, side: 1, grid: { show: false } });
     if (spec.id === "throughput") axes.push({ ...values, scale: "second", side: 1, grid: { show: false } });
@@ -329,13 +332,14 @@ function tiles({ counters: c, rates: r, summary: s }) {
   return [
     ["effective_levels", "Effective levels", number(s.effective_levels), `of ${number(c.levels_seen)} seen`],
     ["levels_seen", "Levels seen", percent(c.levels_seen / c.levels), `${number(c.levels_seen)} of ${number(c.levels)}`],
-    ["drawn_score", "Score when replayed", number(s.drawn_score), `uniform draw ${number(s.table_score)}`],
+    ["drawn_score", "Replayed score", number(s.drawn_score), `uniform draw ${number(s.table_score)}`],
     ["replay_share", "Replay share", percent(c.draws ? c.replays / c.draws : null), `of ${number(c.draws)} draws`],
-    ["staleness", "Staleness", number(s.staleness_q50), `draws; 90 % below ${number(s.staleness_q90)}`],
+    ["staleness", "Staleness", number(s.staleness_q50), `90 % below ${number(s.staleness_q90)}`],
     ["draws_per_s", "Draws/s", number(r.draws), `${number(r.episodes)} episodes/s`],
     ["pushes_per_s", "Pushes/s", number(r.pushes), `${number(r.steps)} steps/s`],
     ["sessions", "Clients", number(c.sessions), `${number(c.in_flight)} levels in flight`],
-    ["prefetched", "Asked ahead", number(c.prefetched), `${number(c.prefetch_lag_pushes)} pushes old when played`],
+    ...(c.prefetched || c.prefetch_lag_pushes
+      ? [["prefetched", "Asked ahead", number(c.prefetched), `${number(c.prefetch_lag_pushes)} pushes old`]] : []),
     ...(c.entered ? [["entered", "Entered the table", number(c.entered), `${number(c.rejected)} turned away`]] : []),
   ];
 }
@@ -374,7 +378,7 @@ function chance(row) {
     svg.append(rect);
     from += width;
   }
-  return make("span", {}, make("span", { class: "bar", "aria-hidden": "true" }, svg), percent(row.weight));
+  return make("span", {}, make("span", { class: "bar", "aria-hidden": "true" }, svg), make("b", {}, percent(row.weight)));
 }
 
 for (const [key, label] of COLUMNS) {
