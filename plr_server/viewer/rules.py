@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from plr_server.curriculum.config import Config
 
-Kind = Literal["trouble", "watch", "note", "fine"]
-KINDS: tuple[Kind, ...] = ("trouble", "watch", "note", "fine")  # most urgent first
+Kind = Literal["trouble", "watch", "fine", "note"]
+KINDS: tuple[Kind, ...] = ("trouble", "watch", "fine", "note")  # in the order in which they are read
 
 SILENCE_S = 60.0  # without a push, before anybody worries
 SILENCE_PUSHES = 5.0  # ... and so many times what usually lies between two pushes
@@ -32,7 +32,7 @@ class Finding:
     """What one rule says.
 
     Attributes:
-        kind: trouble (nothing is learnt until it is mended), watch (look into it), note (good to know), fine.
+        kind: trouble (nothing is learnt until it is mended), watch (look into it), fine, note (good to know).
         text: one or two plain sentences.
     """
 
@@ -64,7 +64,7 @@ class Facts:
 
 
 def verdict(facts: Facts) -> list[Finding]:
-    """Returns what all rules found, the most urgent first; at least one finding."""
+    """Returns what all rules found, the most urgent first, notes last; at least one finding."""
     rules = (starting, silence, constant_scores, clients_gone, better_than_chance, old_scores, lag, sharpness, unseen)
     found = [finding for rule in rules if (finding := rule(facts)) is not None]
     return sorted(found, key=lambda finding: KINDS.index(finding.kind)) or [Finding("fine", "Nothing to remark.")]

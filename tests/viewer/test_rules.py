@@ -179,7 +179,7 @@ def test_where_all_is_well_the_verdict_says_so():
 
 def test_the_most_urgent_comes_first():
     found = verdict(facts(silent_s=90.0, clients=3, counters={"levels_seen": 120}))
-    assert [finding.kind for finding in found] == ["trouble", "watch", "note", "fine"]
+    assert [finding.kind for finding in found] == ["trouble", "watch", "fine", "note"]
 
 
 def test_before_the_first_look_there_is_a_verdict_too():

@@ -9,11 +9,14 @@ import threading
 import urllib.request
 
 import faults
+import numpy as np
 import pytest
 
 from plr_client import ConfigError, Trainer
 from plr_server import Config, launch
 from plr_server.viewer.collect import Collector
+from plr_server.viewer.history import CAPACITY, History
+from plr_server.viewer.measures import look
 from plr_server.viewer.web import STATIC, Pages, whole_page
 
 MAX_BYTES = 150_000
@@ -59,6 +62,23 @@ def test_the_page_and_all_that_it_loads(live):
         reply, body = ask(live, f"/static/{name}")
         assert (reply.status, reply.headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
         assert len(body) == int(reply.headers["Content-Length"]) > 0
+
+
+def test_a_page_with_a_full_history_takes_at_most_150_kb(live):
+    num_bytes = sum(
+        len(ask(live, path, **{"Accept-Encoding": "gzip"})[1])
+        for path in ("/", "/levels?curriculum=default", *(f"/static/{name}" for name in STATIC))
+    )
+    with launch(Config(levels=range(1000))) as server, Trainer(server.address) as trainer:
+        samples, rng = History(), np.random.default_rng(0)
+        for t in range(CAPACITY):
+            trainer.push_scores(range(1000), rng.normal(size=1000))
+            _, summary = look(Config(levels=range(1000)), 0, trainer.scores())
+            samples.add(
+                {"t": 1.7e9 + t, "draws": 10**6 + t, "replays": 10**6, "pushes": t, "levels_seen": 1000, **summary}
+            )
+    num_bytes += len(json.dumps(live.source.document("default"))) + len(json.dumps(samples.to_dict()))
+    assert num_bytes <= MAX_BYTES
 
 
 @pytest.mark.parametrize("path", ["/", "/save", "/levels", "/static/viewer.js"])

@@ -332,7 +332,7 @@ function tiles({ counters: c, rates: r, summary: s }) {
   return [
     ["effective_levels", "Effective levels", number(s.effective_levels), `of ${number(c.levels_seen)} seen`],
     ["levels_seen", "Levels seen", percent(c.levels_seen / c.levels), `${number(c.levels_seen)} of ${number(c.levels)}`],
-    ["drawn_score", "Replayed score", number(s.drawn_score), `uniform draw ${number(s.table_score)}`],
+    ["drawn_score", "Replayed score", number(s.drawn_score), `uniform ${number(s.table_score)}`],
     ["replay_share", "Replay share", percent(c.draws ? c.replays / c.draws : null), `of ${number(c.draws)} draws`],
     ["staleness", "Staleness", number(s.staleness_q50), `90 % below ${number(s.staleness_q90)}`],
     ["draws_per_s", "Draws/s", number(r.draws), `${number(r.episodes)} episodes/s`],
