@@ -10,7 +10,7 @@ TORCH := cleanrl level_replay pettingzoo sb3 syllabus
 RLLIB := ray rllib
 DI_ENGINE := di_engine
 
-.PHONY: demo test test-explore test-slow test-integrations lint types bench bench-overhead bench-peers clean
+.PHONY: demo test test-explore test-slow test-browser test-integrations lint types bench bench-overhead bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/python examples/minigrid_demo.py
@@ -28,6 +28,10 @@ test-explore: .venv/dev
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
+
+# The live page in a real browser: the system's chromium (apt-get install chromium fonts-dejavu-core).
+test-browser: .venv-browser/dev
+	.venv-browser/bin/python -m pytest -rs tests/viewer/test_page.py tests/viewer/test_wheel.py
 
 # The real trainers; Python 3.11 or 3.12.
 test-integrations: .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev
@@ -71,12 +75,16 @@ bench-peers: .venv/dev
 	.venv-numpy2/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' 'numpy>=2'
 	touch $@
 
+.venv-browser/dev: pyproject.toml | .venv-browser/bin/python
+	.venv-browser/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,browser]'
+	touch $@
+
 .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev: .venv-%/dev: tests/integrations/%.txt pyproject.toml | .venv-%/bin/python
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-$(patsubst %,%/bin/python,.venv .venv-numpy2 .venv-torch .venv-rllib .venv-di_engine):
+$(patsubst %,%/bin/python,.venv .venv-numpy2 .venv-browser .venv-torch .venv-rllib .venv-di_engine):
 	$(PYTHON) -m venv $(@D:/bin=)
 
 clean:

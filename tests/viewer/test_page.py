@@ -145,7 +145,8 @@ def shown(value):
     """A number as the page words it: three significant digits, whole numbers whole."""
     if float(value).is_integer() or abs(value) >= 1000:
         return f"{value:,.0f}"
-    with decimal.localcontext(prec=3, rounding=decimal.ROUND_HALF_UP):
+    with decimal.localcontext() as context:
+        context.prec, context.rounding = 3, decimal.ROUND_HALF_UP
         return f"{+decimal.Decimal(repr(float(value))):f}".rstrip("0").rstrip(".")
 
 
