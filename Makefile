@@ -8,6 +8,8 @@ NUMERICAL := tests/curriculum tests/client/test_protocol.py tests/client/test_tr
 # An environment each, for they cannot live together: RLlib holds Gymnasium at 1.2.2, DI-engine numpy below 2.
 TORCH := cleanrl level_replay pettingzoo sb3 syllabus
 RLLIB := ray rllib
+# RLlib's environment has the oldest Gymnasium that is served, 1.2.2.
+OLDEST_GYMNASIUM := tests/wrappers/test_vector.py tests/wrappers/test_env.py tests/test_check_env.py
 DI_ENGINE := di_engine
 
 .PHONY: demo test test-explore test-slow test-browser test-integrations lint types bench bench-overhead bench-peers clean
@@ -37,6 +39,7 @@ test-browser: .venv-browser/dev
 test-integrations: .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev
 	.venv-torch/bin/python -m pytest $(TORCH:%=tests/integrations/test_%_trains.py) wrappers/sb3.py
 	.venv-rllib/bin/python -m pytest $(RLLIB:%=tests/integrations/test_%_trains.py)
+	.venv-rllib/bin/python -m pytest $(OLDEST_GYMNASIUM)
 	.venv-di_engine/bin/python -m pytest $(DI_ENGINE:%=tests/integrations/test_%_trains.py)
 
 lint: .venv/dev

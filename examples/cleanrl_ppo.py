@@ -196,5 +196,6 @@ if __name__ == "__main__":
         option = "--" + field.name.replace("_", "-")
         parser.add_argument(option, type=type(field.default), default=field.default, help="default: %(default)s")
     args = Args(**vars(parser.parse_args()))
-    with launch(Config(levels=range(args.num_levels), gamma=args.gamma, gae_lambda=args.gae_lambda)) as server:  # PLR
+    config = Config(levels=range(args.num_levels), gamma=args.gamma, gae_lambda=args.gae_lambda, seed=args.seed)  # PLR
+    with launch(config) as server:  # PLR
         train(args, server.address)  # PLR

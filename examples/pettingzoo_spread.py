@@ -92,7 +92,7 @@ def train(rollouts: int, seed: int) -> tuple[list[float], dict]:
     torch.manual_seed(seed)
     agent = Agent()
     optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3)
-    config = Config(levels=range(200), gamma=GAMMA, gae_lambda=GAE_LAMBDA, staleness_coef=0.3)  # PLR
+    config = Config(levels=range(200), gamma=GAMMA, gae_lambda=GAE_LAMBDA, staleness_coef=0.3, seed=seed)  # PLR
     mean_rewards = []
     with launch(config) as server, Trainer(server.address) as trainer:  # PLR
         envs = [simple_spread_v3.parallel_env() for _ in range(NUM_ENVS)]

@@ -22,6 +22,8 @@ from wrappers import LevelReplay  # PLR
 from wrappers.ray import address, start, stop  # PLR
 from wrappers.rllib import LevelReplayPPOTorchLearner  # PLR
 
+GAMMA, GAE_LAMBDA = 0.99, 0.95
+
 
 def make_env(_: dict) -> gym.Env:
     gym.register_envs(minigrid)
@@ -33,7 +35,8 @@ def make_env(_: dict) -> gym.Env:
 
 def train(args: argparse.Namespace) -> None:
     register_env("minigrid", make_env)
-    start(Config(levels=range(200), gamma=0.99), insecure=args.insecure)  # PLR
+    curriculum = Config(levels=range(200), gamma=GAMMA, gae_lambda=GAE_LAMBDA, seed=args.seed)  # PLR
+    start(curriculum, insecure=args.insecure)  # PLR
     config = (
         PPOConfig()
         .environment("minigrid")
@@ -41,7 +44,9 @@ def train(args: argparse.Namespace) -> None:
         .fault_tolerance(restart_failed_env_runners=False)  # else what an env raises is only logged
         .learners(num_learners=args.learners)
         .learners(learner_class=LevelReplayPPOTorchLearner, learner_config_dict={"plr_address": address()})  # PLR
-        .training(gamma=0.99, lr=1e-3, train_batch_size_per_learner=1024, minibatch_size=128, num_epochs=4)
+        .training(gamma=GAMMA, lambda_=GAE_LAMBDA, lr=1e-3)
+        .training(train_batch_size_per_learner=1024, minibatch_size=128, num_epochs=4)
+        .debugging(seed=args.seed)
     )
     algorithm = config.build_algo()
     with Trainer(address()) as trainer:
@@ -59,6 +64,7 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--env-runners", type=int, default=2)
     parser.add_argument("--learners", type=int, default=0, help="0: in this process")
     parser.add_argument("--ray", default="local", metavar="ADDRESS", help="a cluster to join, such as auto")

@@ -28,7 +28,8 @@ def train(rollouts: int, seed: int) -> tuple[list[float], int, int, dict]:
     rng = np.random.default_rng(seed)
     policy, critic = np.zeros(9), np.zeros(9)
     lengths, learnt_from, left_out = [], 0, 0
-    config = Config(levels=range(500), robust=True, replay_schedule="fixed", replay_prob=0.5, gamma=GAMMA)  # ROBUST
+    schedule = {"replay_schedule": "fixed", "replay_prob": 0.5}
+    config = Config(levels=range(500), robust=True, **schedule, gamma=GAMMA, seed=seed)  # ROBUST
     with launch(config) as server, Trainer(server.address) as trainer:
         envs = gym.make_vec("CartPole-v1", NUM_ENVS, vectorization_mode="sync", max_episode_steps=200)
         envs = LevelReplayVector(envs, server.address)

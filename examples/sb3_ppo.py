@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO on MiniGrid: the six lines marked PLR are all that the curriculum asks of the script.
+"""Stable-Baselines3's PPO on MiniGrid: the seven lines marked PLR are all that the curriculum asks of the script.
 
 pip install 'plr-server[sb3,minigrid]'
 """
@@ -30,11 +30,13 @@ def make_env(address: str) -> gym.Env:
     return LevelReplay(env, address)  # PLR
 
 
-def train(timesteps: int, num_envs: int = 8, verbose: int = 0) -> dict:
+def train(timesteps: int, num_envs: int = 8, seed: int = 0, verbose: int = 0) -> dict:
     """Returns what the server has counted."""
-    with launch(Config(levels=range(200), gamma=GAMMA, gae_lambda=GAE_LAMBDA)) as server:  # PLR
+    config = Config(levels=range(200), gamma=GAMMA, gae_lambda=GAE_LAMBDA, seed=seed)  # PLR
+    with launch(config) as server:  # PLR
         envs = VecMonitor(DummyVecEnv([partial(make_env, server.address)] * num_envs))
-        model = PPO("MlpPolicy", envs, n_steps=128, gamma=GAMMA, gae_lambda=GAE_LAMBDA, verbose=verbose, device="cpu")
+        discounts = {"gamma": GAMMA, "gae_lambda": GAE_LAMBDA}
+        model = PPO("MlpPolicy", envs, n_steps=128, **discounts, seed=seed, verbose=verbose, device="cpu")
         model.learn(timesteps, callback=LevelReplayCallback(server.address))  # PLR
         envs.close()
         with Trainer(server.address) as trainer:
@@ -44,8 +46,9 @@ def train(timesteps: int, num_envs: int = 8, verbose: int = 0) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--timesteps", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    stats = train(args.timesteps, verbose=1)
+    stats = train(args.timesteps, seed=args.seed, verbose=1)
     print(f"levels seen       {stats['levels_seen']} of {stats['levels']}, replay share {stats['replay_share']:.0%}")
     print(f"effective levels  {stats['effective_levels']:.1f}, mean score {stats['mean_score']:.3f}")
 

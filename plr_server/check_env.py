@@ -250,7 +250,7 @@ def _play(env: Env, level: int, max_steps: int, seed: int) -> _Episode:
             ended = " and ".join(
                 name for name, end in (("terminated", terminated), ("truncated", truncated)) if np.any(end)
             )
-            if ended and isinstance(env, VectorEnv) and env.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP:
+            if ended and isinstance(env, VectorEnv) and _mode(env) is AutoresetMode.SAME_STEP:
                 # The observation is the first one of an episode that nobody asked for.
                 observation = info["final_obs"][0] if "final_obs" in info else None
             observations.append(_digest(observation))
@@ -261,6 +261,11 @@ def _play(env: Env, level: int, max_steps: int, seed: int) -> _Episode:
     except Exception as exc:  # noqa: BLE001  as above
         raised = _words(where, exc)
     return _Episode(tuple(observations), tuple(rewards), tuple(ends), raised)
+
+
+def _mode(env: VectorEnv[Any, Any, Any]) -> Any:
+    # Before Gymnasium 1.4 the metadata are the class's: another vector env in another mode changes them.
+    return getattr(env.unwrapped, "autoreset_mode", env.metadata.get("autoreset_mode"))
 
 
 def _words(where: str, exc: Exception) -> str:

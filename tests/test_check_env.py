@@ -318,8 +318,17 @@ def test_a_procgen_that_patches_the_running_state_leaks_in_dodgeball():
 
 @pytest.mark.parametrize("mode", AutoresetMode)
 def test_a_vector_env_of_one_env_is_checked_as_that_env(mode):
+    class Restless(level_env.LevelEnv):
+        """What it begins of itself does not repeat."""
+
+        def reset(self, *, seed=None, **_):
+            return super().reset(seed=int(np.random.default_rng().integers(10**6)) if seed is None else seed)
+
     def make():
-        return gym.vector.SyncVectorEnv([level_env.LevelEnv], autoreset_mode=mode)
+        envs = gym.vector.SyncVectorEnv([Restless], autoreset_mode=mode)
+        for other in AutoresetMode:  # before Gymnasium 1.4 the last one made changes the metadata of all
+            gym.vector.SyncVectorEnv([level_env.LevelEnv], autoreset_mode=other).close()
+        return envs
 
     report, plain = check_env(make, range(12)), check_env(level_env.LevelEnv, range(12))
     assert report == plain

@@ -118,7 +118,7 @@ def test_an_option_wins_over_toml_and_leaves_the_rest(tmp_path):
         (["--levels", "0:3"], range(3)),
         (["--levels=-5:5"], range(-5, 5)),
         (["--levels=-1,-2"], (-1, -2)),
-        (["--levels", "8"], (8,)),
+        (["--levels", "8,"], (8,)),
         (["--levels", "9:0:-3"], range(9, 0, -3)),
     ],
     ids=lambda value: "".join(value) if isinstance(value, list) else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -28,11 +29,20 @@ def test_the_first_example_runs(monkeypatch):
     assert scope["envs"].levels.shape == (8,)
 
 
-def test_the_map_names_every_module():
+def test_the_map_names_every_module_and_room_and_a_room_its_modules():
     root = Path(__file__).parents[1]
     for folder in ("plr_client", "plr_server", "wrappers"):
         for module in (root / folder).glob("[a-z]*.py"):
             assert re.search(rf"\b{module.stem}\b", README), f"{folder}/{module.name} is not in the README's map"
+    for room in (root / "plr_server").rglob("[a-z]*/__init__.py"):
+        house = room.parents[1]
+        told = (
+            README if house.name == "plr_server" else ast.get_docstring(ast.parse((house / "__init__.py").read_text()))
+        )
+        assert f"{room.parent.name}/" in told, f"{room.parent} is on no map"
+        words = ast.get_docstring(ast.parse(room.read_text()))
+        for module in room.parent.glob("[a-z]*.py"):
+            assert re.search(rf"\b{module.stem}\b", words), f"{module} is not named in its room's docstring"
 
 
 def test_the_commands_it_shows_parse():

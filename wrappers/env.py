@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
+from gymnasium.wrappers import Autoreset
 
-from plr_client import Assignment, InvalidInput, LevelClient
+from plr_client import Assignment, InvalidInput, LevelClient, LevelOutsideSpace, Trainer
 from plr_client.protocol import DEFAULT_CURRICULUM
 
 
@@ -22,10 +23,13 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
     The level is the seed of the wrapped env's reset, or whatever `set_level` makes of it. `reset(seed=...)` never picks
     the level: a seed is ignored, or with `set_level` handed on, for what in the env is random beside its level.
     `reset(options={"level": 7})` plays level 7 for that episode, outside the curriculum: the server is not asked and
-    `scored` is False. The other options reach the env.
+    `scored` is False. The other options reach the env. Where levels are payloads, 7 is the id of one that the server
+    holds, and `set_level` gets its payload.
 
     The info of every reset, and of resets only, carries `plr_level` (int), `plr_is_replay`, `plr_train` and
-    `plr_scored` (bools). They are the env's attributes too, of the episode being played:
+    `plr_scored` (bools). They are the env's attributes too, of the episode being played. The info of a reset and of the
+    first step after it carries `plr_episode` (int), how many episodes this wrapper has begun: by this a trainer's end
+    notices a reset whose info a wrapper in between has kept to itself.
 
     Attributes:
         level: the level's id; None before the first reset.
@@ -33,22 +37,33 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
         train: whether the trainer should learn from this episode; False only under robust PLR for new levels.
         scored: False where the level was picked through the options.
         address: where the server listens.
+        plr_curriculum: the name of the curriculum that is asked.
 
     The connection opens with the first reset, in the process that makes it, so an env may be built in one process and
-    played in another. Put the wrapper inside or outside of others as you like, as long as they hand on `info`.
+    played in another. Put the wrapper inside or outside of others as you like, as long as they hand on `info`. A
+    wrapper that resets inside its `step`, to play several trials in a row, goes inside: `LevelReplay(Trials(env))`, one
+    level for all of its trials. `gymnasium.wrappers.Autoreset` goes outside.
+
+    An env to evaluate on is made without this wrapper, or with `curriculum="eval"` where the server has one: otherwise
+    its episodes are drawn from the curriculum that trains, which counts them as played.
+
+    `gymnasium.utils.env_checker.check_env` fails on the wrapped env, and should: it wants two resets with one seed to
+    begin the same episode. Check the env inside, and what a level is with `plr-server check-env`.
 
     Args:
         env: the env to wrap.
         address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
         curriculum: the name of the curriculum, where the server has several.
         set_level: for an env whose level is not its reset seed: called as `set_level(env, level)` with the wrapped env
-            and the level's id, or its payload where it has one, before each `env.reset`. It must be picklable
-            where the env is built in another process.
+            and the level's id, or its payload where it has one, before each `env.reset`. It is never copied, and must
+            be picklable where the env is built in another process.
         prefetch: how many levels this env has ready, so that a reset takes microseconds instead of a round trip: 4 to 8
             where episodes are short. They are that many episodes less fresh: see `plr_client.LevelClient`.
+        timeout_s: seconds without a reply after which a reset raises; above 0.
 
     Raises:
-        InvalidInput: the address is not an ipc or tcp address, or prefetch not an integer from 0 to 4096.
+        InvalidInput: the address is not an ipc or tcp address, prefetch not an integer from 0 to 4096, or the timeout
+            not above 0; or `env` has a `LevelReplay` or an `Autoreset` inside, whose resets this one would not see.
 
     Example:
         >>> import gymnasium as gym
@@ -61,10 +76,8 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
         ...     observation, info = env.reset(options={"level": 7})
         ...     env.close()
         >>> info
-        {'plr_level': 7, 'plr_is_replay': False, 'plr_train': True, 'plr_scored': False}
+        {'plr_level': 7, 'plr_is_replay': False, 'plr_train': True, 'plr_scored': False, 'plr_episode': 2}
     """
-
-    asks_for_levels: ClassVar[bool] = True  # by this LevelReplayVector knows, across processes too, that it need not
 
     def __init__(
         self,
@@ -74,18 +87,34 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
         set_level: Callable[[gym.Env, Any], object] | None = None,
         curriculum: str = DEFAULT_CURRICULUM,
         prefetch: int = 0,
+        timeout_s: float = 30.0,
     ) -> None:
-        RecordConstructorArgs.__init__(
-            self, address=address, set_level=set_level, curriculum=curriculum, prefetch=prefetch
-        )
+        settings: dict[str, Any] = {
+            "address": address,
+            "set_level": set_level,
+            "curriculum": curriculum,
+            "prefetch": prefetch,
+            "timeout_s": timeout_s,
+        }
+        # Not copied, because what `set_level` holds may be large or impossible to copy.
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **settings)
         gym.Wrapper.__init__(self, env)
+        inner: Any = env
+        while isinstance(inner, gym.Wrapper):
+            if isinstance(inner, LevelReplay | Autoreset):
+                expected = "an env whose resets are this wrapper's: no LevelReplay inside, and Autoreset around it"
+                raise InvalidInput("env", expected, repr(env))
+            inner = inner.env
         self.address = address
+        # By this LevelReplayVector and others know, across processes too, that the env asks for its levels, and where.
+        self.plr_curriculum = curriculum
         self.level: int | None = None
         self.is_replay = False
         self.train = False
         self.scored = False
-        self._set_level = set_level
-        self._client = LevelClient(address, curriculum=curriculum, prefetch=prefetch)
+        self._episodes = 0
+        self._at_first_step = False
+        self._levels = LevelSource(**settings)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode on the level that the server assigns.
@@ -100,56 +129,111 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
         Raises:
             InvalidInput: `options["level"]` is not an int, or the server's levels are payloads and there is no
                 `set_level`.
+            LevelOutsideSpace: `options["level"]` is not the id of a payload that the server holds.
             NoLevels: the server's levels are payloads, and none has been inserted yet.
             ServerUnreachable: no reply from the server.
         """
-        assignment, scored, seed, options = next_episode(self._client, self.env, self._set_level, seed, options)
+        assignment, scored, seed, options = self._levels.next(self.env, seed, options)
         observation, info = self.env.reset(seed=seed, options=options)
         self.level, self.is_replay, self.train = assignment.level, assignment.is_replay, assignment.train
         self.scored = scored
-        return observation, info | told(assignment, scored=scored)  # a copy: some envs return one dict from every step
+        self._episodes += 1
+        self._at_first_step = True
+        # A copy: some envs return one dict from every step.
+        return observation, {**info, **told(assignment, scored=scored), "plr_episode": self._episodes}
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Steps the env.
+
+        Args:
+            action: as the env takes it.
+
+        Returns:
+            Observation, reward, terminated, truncated and info, as the env gives them; in the info of an episode's
+            first step also `plr_episode`.
+        """
+        if not self._at_first_step:
+            return self.env.step(action)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._at_first_step = False
+        return observation, reward, terminated, truncated, {**info, "plr_episode": self._episodes}
 
     def close(self) -> None:
         """Gives the level in flight back to the server, closes the connection and the wrapped env."""
-        self._client.close()
+        self._levels.close()
         super().close()
 
 
-def next_episode(
-    client: LevelClient,
-    env: Any,
-    set_level: Callable[[Any, Any], object] | None,
-    seed: int | None,
-    options: dict[str, Any] | None,
-) -> tuple[Assignment, bool, int | None, dict[str, Any] | None]:
+class LevelSource:
     """Decides what an env plays next, and sets the level where that is not the seed of the reset.
 
-    Args:
-        client: asks the server, unless the options pick a level.
-        env: handed to `set_level`.
-        set_level: as of `LevelReplay`.
-        seed: of the reset, for what is random beside the level.
-        options: of the reset.
-
-    Returns:
-        The assignment, whether it is scored, and seed and options of the reset of `env`.
+    Args: as of `LevelReplay`.
 
     Raises:
-        InvalidInput, NoLevels, ServerUnreachable: as `LevelReplay.reset`.
+        InvalidInput: the address, the name, prefetch or the timeout is not what it must be.
     """
-    scored = options is None or "level" not in options
-    if options is None or scored:
-        assignment = client.next()[0]
-    else:
-        assignment = Assignment(level_id(options["level"]), is_replay=False, train=True)
-        options = {key: value for key, value in options.items() if key != "level"}
-    if set_level is not None:
-        set_level(env, assignment.level if assignment.payload is None else assignment.payload)
-        return assignment, scored, seed, options
-    if assignment.payload is not None:
-        expected = "a function that makes a payload the env's level, because the server's levels are payloads"
-        raise InvalidInput("set_level", expected, "None")
-    return assignment, scored, assignment.level, options
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        set_level: Callable[[Any, Any], object] | None,
+        curriculum: str,
+        prefetch: int,
+        timeout_s: float,
+    ) -> None:
+        self._client = LevelClient(address, curriculum=curriculum, prefetch=prefetch, timeout_s=timeout_s)
+        self._set_level = set_level
+        self._curriculum = curriculum
+        self._timeout_s = timeout_s
+
+    def next(
+        self, env: Any, seed: int | None, options: dict[str, Any] | None
+    ) -> tuple[Assignment, bool, int | None, dict[str, Any] | None]:
+        """Asks the server, unless the options pick a level.
+
+        Args:
+            env: handed to `set_level`.
+            seed: of the reset, for what is random beside the level.
+            options: of the reset.
+
+        Returns:
+            The assignment, whether it is scored, and seed and options of the reset of `env`.
+
+        Raises:
+            InvalidInput, LevelOutsideSpace, NoLevels, ServerUnreachable: as `LevelReplay.reset`.
+        """
+        scored = options is None or "level" not in options
+        if options is None or scored:
+            assignment = self._client.next()[0]
+        else:
+            assignment = self._picked(level_id(options["level"]))
+            options = {key: value for key, value in options.items() if key != "level"}
+        if self._set_level is not None:
+            self._set_level(env, assignment.level if assignment.payload is None else assignment.payload)
+            return assignment, scored, seed, options
+        if assignment.payload is not None:
+            expected = "a function that makes a payload the env's level, because the server's levels are payloads"
+            raise InvalidInput("set_level", expected, "None")
+        return assignment, scored, assignment.level, options
+
+    def close(self) -> None:
+        """Gives the level in flight back to the server and closes the connection; a later `next` opens it anew."""
+        self._client.close()
+
+    def _picked(self, level: int) -> Assignment:
+        picked = Assignment(level, is_replay=False, train=True)
+        if self._set_level is None:
+            return picked
+        # It wants what the level is, and only the server knows whether that is its id.
+        with Trainer(self._client.address, curriculum=self._curriculum, timeout_s=self._timeout_s) as trainer:
+            try:
+                return picked._replace(payload=trainer.levels([level])[0].payload)
+            except LevelOutsideSpace:
+                expected = "the id of a level whose payload the server holds"
+                raise LevelOutsideSpace("options['level']", expected, str(level)) from None
+            except InvalidInput:  # the levels are ids
+                return picked
 
 
 def told(assignment: Assignment, *, scored: bool) -> dict[str, Any]:

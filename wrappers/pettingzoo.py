@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client import InvalidInput, LevelClient, MissingDependency, Trainer
+from plr_client import InvalidInput, MissingDependency, Trainer
 from plr_client.protocol import DEFAULT_CURRICULUM
-from wrappers.env import next_episode, told
-from wrappers.vector import RECORDED_STEPS_MAX
+from wrappers.env import LevelSource, told
+from wrappers.vector import RECORDED_BYTES_MAX
 
 try:
     from pettingzoo import ParallelEnv
@@ -24,6 +24,8 @@ except ModuleNotFoundError as error:
     if str(error.name).partition(".")[0] != "pettingzoo":
         raise  # a module that it needs
     raise MissingDependency("pettingzoo", "pettingzoo") from error
+
+STEP_BYTES, AGENT_STEP_BYTES = 640, 11  # what a recorded step takes, without and for each agent
 
 Bools = NDArray[np.bool_]
 PerAgent = ArrayLike | Mapping[Any, ArrayLike]
@@ -34,7 +36,8 @@ class LevelReplayParallel(BaseParallelWrapper):
 
     The level is the seed of the wrapped env's reset, or whatever `set_level` makes of it. `reset(seed=...)` never picks
     the level: a seed is ignored, or with `set_level` handed on. `reset(options={"level": 7})` plays level 7 for that
-    episode, outside the curriculum and unscored. The other options reach the env.
+    episode, outside the curriculum and unscored. The other options reach the env. Where levels are payloads, 7 is the
+    id of one that the server holds, and `set_level` gets its payload.
 
     Every agent's info of a reset, and of resets only, carries `plr_level` (int), `plr_is_replay`, `plr_train` and
     `plr_scored` (bools). They are the env's attributes too, of the episode being played:
@@ -58,9 +61,15 @@ class LevelReplayParallel(BaseParallelWrapper):
             observations, *_ = env.step(actions)
         env.push(values, next_values)             # {agent: V(observations[agent])} of those that go on
 
-    A reset in mid-episode ends it there without bootstrap. After 65 536 steps without a push the recording ends, for
-    trainers that push through `plr_client.Trainer` themselves. The connections open with the first request, in the
-    process that makes it.
+    A reset in mid-episode ends it there without bootstrap. Where so many steps are not pushed that they would take more
+    than 64 MiB, 90 000 of ten agents, the recording ends, for trainers that push through `plr_client.Trainer`
+    themselves. The connections open with the first request, in the process that makes it.
+
+    An env to evaluate on is made without this wrapper, or with `curriculum="eval"` where the server has one: otherwise
+    its episodes are drawn from the curriculum that trains, which counts them as played.
+
+    `pettingzoo.test.parallel_seed_test` fails on the wrapped env, and should: it wants two resets with one seed to
+    begin the same episode. Test the env inside.
 
     Args:
         env: a parallel env whose `possible_agents` are known; one made of an AEC env too.
@@ -69,10 +78,11 @@ class LevelReplayParallel(BaseParallelWrapper):
         set_level: for an env whose level is not its reset seed: called as `set_level(env, level)` with the wrapped env
             and the level's id, or its payload where it has one, before each `env.reset`.
         prefetch: how many levels to have ready, as in `wrappers.LevelReplay`.
+        timeout_s: seconds without a reply after which a reset or a push raises; above 0.
 
     Raises:
-        InvalidInput: the address is not an ipc or tcp address, `env` is no such env, or prefetch is not an integer from
-            0 to 4096.
+        InvalidInput: the address is not an ipc or tcp address, `env` is no such env or has a `LevelReplayParallel`
+            inside, prefetch is not an integer from 0 to 4096, or the timeout not above 0.
     """
 
     def __init__(
@@ -83,25 +93,35 @@ class LevelReplayParallel(BaseParallelWrapper):
         set_level: Callable[[ParallelEnv, Any], object] | None = None,
         curriculum: str = DEFAULT_CURRICULUM,
         prefetch: int = 0,
+        timeout_s: float = 30.0,
     ) -> None:
         if not isinstance(env, ParallelEnv):
             expected = "a parallel env (pettingzoo.utils.aec_to_parallel makes one of an AEC env)"
             raise InvalidInput("env", expected, repr(env))
         if not getattr(env, "possible_agents", None):
             raise InvalidInput("env", "possible_agents, all that may ever play", "none")
+        inner: Any = env
+        while isinstance(inner, BaseParallelWrapper):
+            if isinstance(inner, LevelReplayParallel):
+                raise InvalidInput(
+                    "env", "an env whose resets are this wrapper's: no LevelReplayParallel inside", repr(env)
+                )
+            inner = inner.env
         super().__init__(env)
         self.address = address
         self.level: int | None = None
         self.is_replay = False
         self.train = False
         self.scored = False
-        self._set_level = set_level
         self._columns = {agent: n for n, agent in enumerate(env.possible_agents)}
         self._playing: Bools = self._marked(())  # who takes the next step
         self._rows: list[tuple[Any, ...]] = []
         self._steps = 0  # since the last push
-        self._client = LevelClient(address, curriculum=curriculum, prefetch=prefetch)
-        self._trainer = Trainer(address, curriculum=curriculum)
+        self._steps_max = RECORDED_BYTES_MAX // (STEP_BYTES + AGENT_STEP_BYTES * len(self._columns))
+        self._levels = LevelSource(
+            address, set_level=set_level, curriculum=curriculum, prefetch=prefetch, timeout_s=timeout_s
+        )
+        self._trainer = Trainer(address, curriculum=curriculum, timeout_s=timeout_s)
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
@@ -118,10 +138,11 @@ class LevelReplayParallel(BaseParallelWrapper):
         Raises:
             InvalidInput: `options["level"]` is not an int, or the server's levels are payloads and there is no
                 `set_level`.
+            LevelOutsideSpace: `options["level"]` is not the id of a payload that the server holds.
             NoLevels: the server's levels are payloads, and none has been inserted yet.
             ServerUnreachable: no reply from the server.
         """
-        assignment, scored, seed, options = next_episode(self._client, self.env, self._set_level, seed, options)
+        assignment, scored, seed, options = self._levels.next(self.env, seed, options)
         observations, infos = self.env.reset(seed=seed, options=options)
         if self._rows:  # an episode in mid-play ends with its last step: what follows is another one
             _, _, dones, *_ = self._rows[-1]
@@ -150,9 +171,9 @@ class LevelReplayParallel(BaseParallelWrapper):
         terminated, truncated = (
             self._marked(agent for agent, ended in ends.items() if ended) for ends in (terminations, truncations)
         )
-        if self._steps == RECORDED_STEPS_MAX:
+        if self._steps == self._steps_max:
             self._rows.clear()
-        elif self._steps < RECORDED_STEPS_MAX:
+        elif self._steps < self._steps_max:
             earned = np.zeros(len(played))
             for agent, n in self._columns.items():
                 if played[n]:
@@ -196,10 +217,8 @@ class LevelReplayParallel(BaseParallelWrapper):
                 server refuses a field; the rollout is kept.
             PlrError: as `Trainer.push`.
         """
-        if not 0 < self._steps <= RECORDED_STEPS_MAX:
-            expected = (
-                f"1 to {RECORDED_STEPS_MAX} steps since the last one (or plr_client.Trainer, with arrays of yours)"
-            )
+        if not 0 < self._steps <= self._steps_max:
+            expected = f"1 to {self._steps_max} steps since the last one (or plr_client.Trainer, with arrays of yours)"
             raise InvalidInput("push", expected, f"{self._steps}")
         played, earned, dones, truncated, levels, scored = map(np.array, zip(*self._rows, strict=True))
         goes_on = played[-1:] & ~dones[-1:]
@@ -231,7 +250,7 @@ class LevelReplayParallel(BaseParallelWrapper):
 
     def close(self) -> None:
         """Gives the level in flight back to the server, closes the connections and the wrapped env."""
-        self._client.close()
+        self._levels.close()
         self._trainer.close()
         super().close()
 

@@ -117,6 +117,7 @@ class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
         # stepping one env more.
         self._reported: dict[str, NDArray[Any]] = self._engine._info  # noqa: SLF001
         self._of_last_step: dict[str, NDArray[Any]] = {}
+        self._all: Bools = np.ones(num_envs, np.bool_)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -167,9 +168,12 @@ class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
         rewards, observations, dones = self._engine.observe()
         self._of_last_step = {
             "prev_level_seed": self._reported["prev_level_seed"].astype(np.int64),
+            "_prev_level_seed": self._all,
             "prev_level_complete": self._reported["prev_level_complete"].astype(np.bool_),
+            "_prev_level_complete": self._all,
         }
-        return observations["rgb"], rewards.astype(np.float64), dones, np.zeros_like(dones), self._infos()
+        truncations = np.zeros(self.num_envs, np.bool_)
+        return observations["rgb"], rewards.astype(np.float64), dones, truncations, self._infos()
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002  Gymnasium's signature
         """Ends the engine and its threads."""
@@ -178,13 +182,14 @@ class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
 
     def _infos(self) -> dict[str, Any]:
         # A reset overwrites what the engine says of the last step, so that comes from when it was said.
-        infos: dict[str, Any] = {key: array.copy() for key, array in self._of_last_step.items()}
+        infos = {key: array.copy() for key, array in self._of_last_step.items()}
         infos["level_seed"] = self._reported["level_seed"].astype(np.int64)
-        return infos | {f"_{key}": np.ones(self.num_envs, np.bool_) for key in infos}
+        infos["_level_seed"] = self._all.copy()
+        return infos
 
     def _checked_mask(self, options: dict[str, Any] | None) -> Bools:
         if options is None or "reset_mask" not in options:
-            return np.ones(self.num_envs, np.bool_)
+            return self._all
         mask = options["reset_mask"]
         if isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.shape == (self.num_envs,) and mask.any():
             return mask

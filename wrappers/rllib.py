@@ -43,8 +43,11 @@ class LevelReplayPPOTorchLearner(PPOTorchLearner):
 
         config.learners(
             learner_class=LevelReplayPPOTorchLearner,
-            learner_config_dict={"plr_address": address},  # and "plr_curriculum", where the server has several
+            learner_config_dict={"plr_address": address},
         )
+
+    The dict may also have "plr_curriculum", where the server has several: the name that `LevelReplay` has as
+    `curriculum`; and "plr_timeout_s", seconds without a reply after which a push raises (default 30.0).
 
     Pushed are the rewards that reach the advantages, V under the weights before the update, and for discrete actions
     the logits that the actions were drawn with. V of the last observation is the bootstrap where a time limit ended an
@@ -59,8 +62,9 @@ class LevelReplayPPOTorchLearner(PPOTorchLearner):
     Raises:
         MissingField: there is no `plr_address`.
         InvalidInput: the address is not an ipc or tcp address, or the configuration drops RLlib's own connectors. When
-            training: the episodes are of several agents, their infos are not `LevelReplay`'s, or the curriculum is
-            robust, whose new levels this learner cannot leave out.
+            training: the episodes are of several agents, their infos are not `LevelReplay`'s, or tell that a wrapper
+            around it has reset inside its step; or the curriculum is robust, whose new levels this learner cannot leave
+            out.
         PlrError: when training, as `plr_client.Trainer.push`; every learner raises it.
     """
 
@@ -73,7 +77,11 @@ class LevelReplayPPOTorchLearner(PPOTorchLearner):
         if self._learner_connector is None or not self.config.add_default_connectors_to_learner_pipeline:
             expected = "RLlib's own, which add the step that V is bootstrapped from"
             raise InvalidInput("learner connectors", expected, "none")
-        trainer = Trainer(settings["plr_address"], curriculum=settings.get("plr_curriculum", DEFAULT_CURRICULUM))
+        trainer = Trainer(
+            settings["plr_address"],
+            curriculum=settings.get("plr_curriculum", DEFAULT_CURRICULUM),
+            timeout_s=settings.get("plr_timeout_s", 30.0),
+        )
         # gloo, for these are arrays of the main memory, whatever the learners average their gradients with
         group = distributed.new_group(backend="gloo") if self.distributed else None
         self._learner_connector.prepend(_ReadChunks())
@@ -128,6 +136,8 @@ class _ReadChunks(ConnectorV2):
     def __call__(self, *, batch: Any, episodes: Any, shared_data: Any, **_: Any) -> Any:
         if not isinstance(episodes[0], SingleAgentEpisode):
             raise InvalidInput("episodes", "those of single-agent envs", type(episodes[0]).__name__)
+        for episode in episodes:
+            _check_one_reset(episode)
         shared_data[_CHUNKS] = [
             _Chunk(
                 episode.id_,
@@ -208,6 +218,15 @@ class _PushChunks(ConnectorV2):
         if columns:
             self._trainer.push(**_block(columns))
         self._open = going_on  # what has not gone on by now was abandoned
+
+
+def _check_one_reset(episode: SingleAgentEpisode) -> None:
+    """Raises where `LevelReplay` was reset inside the episode: it tells of a reset there and in the step after it."""
+    after = max(0, 2 - episode.t_started)
+    for step, info in enumerate(episode.get_infos()[after:], start=episode.t_started + after):
+        if "plr_episode" in info:
+            expected = "one reset in an episode (put LevelReplay around a wrapper that resets inside its step)"
+            raise InvalidInput("infos", expected, f"another one before step {step}")
 
 
 def _level(info: dict[str, Any]) -> int | None:

@@ -48,8 +48,13 @@ class LevelReplayCallback(BaseCallback):
     * Logged whenever SB3 logs: `curriculum/effective_levels`, `curriculum/seen_share`, `curriculum/replay_share` and
       `curriculum/mean_score`, as in `plr_client.Trainer.stats`.
 
-    One callback serves several calls of `learn`. A rollout that another callback stopped is not pushed. Where the next
-    `learn` goes on without a reset, its first row is not either: SB3 acts there on the observation before last.
+    One callback serves several calls of `learn`. A rollout that another callback stopped is not pushed. Where a `learn`
+    goes on without a reset, its first row is not either if SB3 acts there on an observation that the envs have left
+    behind: after such a stop, after `evaluate_policy(model, model.get_env())`, and with a callback that did not follow
+    the `learn` before.
+
+    Evaluate on envs of their own, made without `LevelReplay`, or with `curriculum="eval"` where the server has one:
+    otherwise their episodes are drawn from the curriculum that trains, which counts them as played.
 
     Attributes:
         levels: (T, N) int64, the level of each row of the rollout last collected; (0, 0) before there is one.
@@ -58,11 +63,14 @@ class LevelReplayCallback(BaseCallback):
 
     Args:
         address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
-        curriculum: the name of the curriculum, where the server has several; `LevelReplay` has its own argument.
+        curriculum: the name of the curriculum, where the server has several; give it to each `LevelReplay` too.
+        timeout_s: seconds without a reply after which a push raises; above 0.
 
     Raises:
-        InvalidInput: the address is not an ipc or tcp address; or, from `learn`, the algorithm is off-policy, or an
-            env was reset without a `LevelReplay` saying so.
+        InvalidInput: the address is not an ipc or tcp address, or the timeout not above 0; or, from `learn`, the
+            algorithm is off-policy, a `LevelReplay` asks another curriculum, or an env has begun an episode without a
+            `LevelReplay` saying so, or otherwise than by an end in this training: in a step of a wrapper around
+            `LevelReplay`, or as somebody else played it.
         PlrError: from `learn`, as `plr_client.Trainer.push`.
 
     Example:
@@ -77,9 +85,11 @@ class LevelReplayCallback(BaseCallback):
         ...     envs.close()
     """
 
-    def __init__(self, address: str, *, curriculum: str = DEFAULT_CURRICULUM) -> None:
+    def __init__(self, address: str, *, curriculum: str = DEFAULT_CURRICULUM, timeout_s: float = 30.0) -> None:
         super().__init__()
-        self._trainer = Trainer(address, curriculum=curriculum)
+        self._trainer = Trainer(address, curriculum=curriculum, timeout_s=timeout_s)
+        self._curriculum = curriculum
+        self._episodes: list[int] = []  # how many the LevelReplay of each env has begun
         self._rows = np.empty((0, 0), _ROW)
         self._step = 0
         self._rollouts = 0
@@ -99,13 +109,20 @@ class LevelReplayCallback(BaseCallback):
             raise InvalidInput("model", expected, type(self.model).__name__)
 
     def _on_training_start(self) -> None:
-        reset, stopped = self.locals["reset_num_timesteps"], self._step > 0
-        if reset or stopped:  # no block will go on with the episodes pushed so far
-            self._trainer.close()
-        self._stale = stopped and not reset
-        self._rollouts = self._step = 0
+        followed = self._episodes
         self._playing = np.empty(self.training_env.num_envs, [*_PLAYED.items()])
-        self._begin(range(self.training_env.num_envs))
+        self._episodes = [0] * len(self._playing)
+        self._begin(range(len(self._playing)))
+        for asked in self.training_env.get_attr("plr_curriculum"):
+            if asked != self._curriculum:
+                expected = f"the curriculum that every LevelReplay asks, {asked!r} (give both the same curriculum=)"
+                raise InvalidInput("curriculum", expected, repr(self._curriculum))
+        goes_on = not self.locals["reset_num_timesteps"]
+        # Whether SB3's last observation is one that the envs have left behind, stepped by this callback or others.
+        self._stale = goes_on and (self._step > 0 or self._episodes != followed)
+        if self._stale or not goes_on:  # no block will go on with the episodes pushed so far
+            self._trainer.close()
+        self._rollouts = self._step = 0
 
     def _on_rollout_start(self) -> None:
         self._rows = np.zeros((self.model.n_steps, len(self._playing)), _ROW)
@@ -126,6 +143,7 @@ class LevelReplayCallback(BaseCallback):
             row["truncated"][n] = info.get("TimeLimit.truncated", False)
             row["successes"][n] = info.get("is_success", False)
             self._all_say_success &= "is_success" in info
+        self._check_told(row["dones"])
         self._begin(ended)
         return True
 
@@ -151,6 +169,19 @@ class LevelReplayCallback(BaseCallback):
             for name in LOGGED:
                 self.logger.record(f"curriculum/{name}", stats[name])
 
+    def _check_told(self, dones: NDArray[np.bool_]) -> None:
+        """Raises where an env has begun an episode that no end of the one before tells of."""
+        told = zip(self.locals["infos"], self.training_env.unwrapped.reset_infos, dones.tolist(), strict=True)
+        for n, (info, reset_info, done) in enumerate(told):
+            begun = self._episodes[n]
+            if info.get("plr_episode", begun) != begun or reset_info.get("plr_episode", begun + done) != begun + done:
+                expected = (
+                    "a new episode only where one has ended in this training (evaluate on envs of their own; put "
+                    "LevelReplay around a wrapper that resets inside its step)"
+                )
+                got = f"one of number {max(info.get('plr_episode', 0), reset_info['plr_episode'])} after {begun}"
+                raise InvalidInput(f"envs[{n}]", expected, got)
+
     def _begin(self, envs: Iterable[int]) -> None:
         """Notes what `envs` play from the observation last returned on."""
         infos = self.training_env.unwrapped.reset_infos
@@ -162,3 +193,4 @@ class LevelReplayCallback(BaseCallback):
                 )
                 raise InvalidInput(f"reset_infos[{n}]", expected, str(sorted(infos[n])))
             self._playing[n] = infos[n]["plr_level"], infos[n]["plr_train"], infos[n]["plr_scored"]
+            self._episodes[n] = infos[n]["plr_episode"]

@@ -5,6 +5,7 @@ May be imported by users. It never computes scores: it hands over what happened,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -18,8 +19,12 @@ from plr_client import Assignment, InvalidInput, LevelClient, Trainer
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.env import level_id
 
-RECORDED_STEPS_MAX = 65_536  # more steps than this unpushed: somebody else pushes, so the recording ends
+RECORDED_BYTES_MAX = 64 * 2**20  # more than this unpushed: somebody else pushes, so the recording ends
 
+_IN_BETWEEN = (
+    " (a wrapper between LevelReplay and LevelReplayVector keeps infos to itself, or resets inside its step: "
+    "let it hand on the infos, or put LevelReplay around it)"
+)
 _ROW = np.dtype(
     [("rewards", np.float64), ("levels", np.int64), ("dones", np.bool_), ("truncated", np.bool_), ("valid", np.bool_)]
 )
@@ -37,17 +42,26 @@ class LevelReplayVector(VectorWrapper):
     * Bare sub-envs, or a native vector env whose `reset` takes a list of seeds and a `reset_mask` and returns all rows:
       this wrapper asks for all envs that need a level in one request, and resets them, with the level as the seed, in
       one masked reset. In NEXT_STEP and SAME_STEP such an env has just reset itself to a level nobody asked for; that
-      first observation and info are replaced by those of the assigned level before anybody sees them. Cheapest with
-      DISABLED, which saves that reset: `reset(options={"reset_mask": dones})` assigns levels to the masked envs.
+      first observation and info are replaced by those of the assigned level before anybody out here sees them.
+      Wrappers inside the sub-envs do see that reset: what counts or learns from resets there (RecordVideo,
+      NormalizeObservation) sees one more an episode. Put `LevelReplay` into each sub-env then, or take DISABLED, which
+      saves that reset and is cheapest: `reset(options={"reset_mask": dones})` assigns levels to the masked envs.
 
     Bare sub-envs must be directly in `envs`; other vector wrappers go around this one: they would take the masked
-    resets for the user's.
+    resets for the user's. Around a `LevelReplay` wrappers may be, of one env and of the vector env, as long as they
+    hand on the infos of steps and do not reset inside a step: otherwise rows would be credited to a wrong level, so
+    `step` and `reset` raise at the first sign of it.
+
+    Envs to evaluate on are made without either wrapper, or with `curriculum="eval"` on both where the server has one:
+    otherwise their episodes are drawn from the curriculum that trains, which counts them as played.
 
     Attributes:
         levels: (N,) int64, the level of each row of the observation last returned.
         is_replay: (N,) bool, where that level was drawn from the seen ones.
         train_mask: (N,) bool, False where the trainer should not learn from it (robust PLR, new levels).
         scored: (N,) bool, False where the level was picked through the options, outside the curriculum.
+        metadata: those of `envs`, with the `autoreset_mode` of these very envs; before Gymnasium 1.4 all vector envs of
+            a class share one dict.
         valid: (N,) bool, of the step last returned: False for a row that is no transition, which is the reset row of
             NEXT_STEP and, in DISABLED, a step of a finished env that was not reset. All False before the first step.
 
@@ -62,9 +76,10 @@ class LevelReplayVector(VectorWrapper):
             observations, *_ = envs.step(actions)
         envs.push(values, next_values)            # V of the last observations
 
-    A full `reset` starts a new rollout: steps not yet pushed are dropped. A masked reset goes on recording, and an
-    episode that it cuts short ends there without bootstrap. After 65 536 steps without a push or full reset the
-    recording ends and its memory is freed, for trainers that push through `Trainer` themselves.
+    A full `reset` starts a new rollout: steps not yet pushed are dropped. A masked reset goes on recording. An episode
+    that it cuts short ends there without bootstrap; where all of its steps were pushed before as going on, it is as the
+    server has scored it by then. Where so many steps are not pushed that they take more than 64 MiB, 55 000 of 64 envs,
+    the recording ends and its memory is freed, for trainers that push through `Trainer` themselves.
 
     `AsyncVectorEnv(shared_memory=False)` in NEXT_STEP does not forget a pending autoreset when it is reset: where an
     episode had just ended, the step after the reset resets that env again, to one more assigned level, and is not
@@ -73,34 +88,47 @@ class LevelReplayVector(VectorWrapper):
     Args:
         envs: the vector env.
         address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
-        curriculum: the name of the curriculum, where the server has several; `LevelReplay` has its own argument.
+        curriculum: the name of the curriculum, where the server has several; give it to each `LevelReplay` too.
         prefetch: for bare sub-envs, how many levels to have ready for all of them together (N is a good choice), so
             that a step does not wait for a round trip: see `plr_client.LevelClient`. `LevelReplay` has its own.
+        timeout_s: seconds without a reply after which a request raises; above 0. `LevelReplay` has its own.
 
     Raises:
-        InvalidInput: some sub-envs have a `LevelReplay` and others not, bare sub-envs sit under other vector wrappers,
-            `envs` does not tell its autoreset mode, the address is not an ipc or tcp address, or prefetch is not an
-            integer from 0 to 4096, or not 0 though the sub-envs have a `LevelReplay`.
+        InvalidInput: some sub-envs have a `LevelReplay` and others not, or one that asks another curriculum; bare
+            sub-envs sit under other vector wrappers, `envs` does not tell its autoreset mode, the address is not an ipc
+            or tcp address, the timeout is not above 0, or prefetch is not an integer from 0 to 4096, or not 0 though
+            the sub-envs have a `LevelReplay`.
     """
 
     def __init__(
-        self, envs: VectorEnv, address: str, *, curriculum: str = DEFAULT_CURRICULUM, prefetch: int = 0
+        self,
+        envs: VectorEnv,
+        address: str,
+        *,
+        curriculum: str = DEFAULT_CURRICULUM,
+        prefetch: int = 0,
+        timeout_s: float = 30.0,
     ) -> None:
-        super().__init__(envs)
+        # Before Gymnasium 1.4 the metadata are the class's: another vector env in another mode changes them.
+        mode = getattr(envs.unwrapped, "autoreset_mode", envs.metadata.get("autoreset_mode"))
         try:
-            self._mode = AutoresetMode(envs.metadata.get("autoreset_mode"))
+            self._mode = AutoresetMode(mode)
         except ValueError:
-            got = repr(envs.metadata.get("autoreset_mode"))
-            raise InvalidInput("envs", "an AutoresetMode in envs.metadata['autoreset_mode']", got) from None
-        self._inside = _asks_for_levels(envs)
+            raise InvalidInput("envs", "an AutoresetMode in envs.metadata['autoreset_mode']", repr(mode)) from None
+        self._inside = _asks_for_levels(envs, curriculum)
         if self._inside and prefetch:
             expected = "0, because every LevelReplay asks for itself (LevelReplay(env, address, prefetch=...))"
             raise InvalidInput("prefetch", expected, repr(prefetch))
         if not self._inside and isinstance(envs, VectorWrapper):
             expected = "bare sub-envs directly in a vector env (put other vector wrappers around LevelReplayVector)"
             raise InvalidInput("envs", expected, repr(envs))
-        self._autoreset_survives_reset = (
-            self._mode is AutoresetMode.NEXT_STEP and not self._inside and not getattr(envs, "shared_memory", True)
+        self._client = LevelClient(address, curriculum=curriculum, prefetch=prefetch, timeout_s=timeout_s)
+        self._trainer = Trainer(address, curriculum=curriculum, timeout_s=timeout_s)
+        # Not before: what could not be made must not close `envs` when it is garbage-collected.
+        super().__init__(envs)
+        self.metadata = {**envs.metadata, "autoreset_mode": self._mode}
+        self._autoreset_survives_reset = self._mode is AutoresetMode.NEXT_STEP and not getattr(
+            envs.unwrapped, "shared_memory", True
         )
         self._none: Bools = np.zeros(envs.num_envs, np.bool_)
         self._ended = self._none  # finished and not yet reset; never set in SAME_STEP
@@ -110,9 +138,8 @@ class LevelReplayVector(VectorWrapper):
         self.scored: Bools = np.zeros(envs.num_envs, np.bool_)
         self.valid: Bools = np.zeros(envs.num_envs, np.bool_)
         self._rollout = _Rollout(envs.num_envs)
-        self._columns = np.arange(envs.num_envs)  # what the server knows the envs by
-        self._client = LevelClient(address, curriculum=curriculum, prefetch=prefetch)
-        self._trainer = Trainer(address, curriculum=curriculum)
+        self._columns = _Columns(envs.num_envs)
+        self._episodes = np.zeros(envs.num_envs, np.int64)  # how many each LevelReplay inside has begun
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -130,7 +157,8 @@ class LevelReplayVector(VectorWrapper):
 
         Raises:
             InvalidInput: an option is not what it must be, the vector env takes no list of seeds, a wrapper between
-                `LevelReplay` and here drops infos, or sub-envs are bare and the server's levels are payloads.
+                `LevelReplay` and here drops infos or has reset inside a step, or sub-envs are bare and the server's
+                levels are payloads.
             ServerUnreachable: no reply from the server.
         """
         options = {} if options is None else dict(options)
@@ -140,9 +168,9 @@ class LevelReplayVector(VectorWrapper):
             if "level" in options:  # checked here, because an error inside an Async worker ends that worker
                 options["level"] = level_id(options["level"])
             observations, infos = self.env.reset(seed=seed, options=options or None)  # type: ignore[arg-type]
-            if (rows & ~infos.get("_plr_level", self._none)).any():
-                expected = "plr_level from every LevelReplay that was reset (does a wrapper around it drop infos?)"
-                raise InvalidInput("infos", expected, str(sorted(infos)))
+            if not masked:  # counted from here on, whatever was played before
+                self._episodes = infos.get("plr_episode", self._episodes) - rows
+            self._check_told(rows, infos)
             self._begin_told(rows, infos)
         else:
             observations, infos = self._assign(rows, options)
@@ -150,10 +178,11 @@ class LevelReplayVector(VectorWrapper):
             if self._rollout.steps:
                 self._rollout.cut(rows, keep_truncated=self._mode is not AutoresetMode.NEXT_STEP)
             else:
-                self._forget_pushed(rows & ~self._ended)
+                self._columns.cut(rows)
         else:
             self._rollout.clear()
-            self._forget_pushed(~self._none)
+            self._trainer.close()  # nothing of what follows is taken for a part of the episodes pushed as going on
+            self._columns = _Columns(self.num_envs)
             self.valid = np.zeros_like(self._none)
         if not self._autoreset_survives_reset:
             self._ended = self._ended & ~rows
@@ -169,25 +198,24 @@ class LevelReplayVector(VectorWrapper):
             Observations, rewards, terminations, truncations and infos, as the vector env's autoreset mode has them.
 
         Raises:
+            InvalidInput: a wrapper around `LevelReplay` drops infos, or has reset inside its step.
             ServerUnreachable: no reply from the server. Bare envs that have just begun an episode then play it out on a
                 level of their own, unscored.
         """
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
         dones = terminations | truncations
-        if self._inside:
-            begun = infos.get("_plr_level", self._none)
-        elif self._mode is AutoresetMode.NEXT_STEP:
+        if self._mode is AutoresetMode.NEXT_STEP:
             begun = self._ended
         else:
             begun = dones if self._mode is AutoresetMode.SAME_STEP else self._none
+        if self._inside:
+            self._check_told(begun, infos)
 
+        self.valid = ~self._ended
         if self._mode is AutoresetMode.NEXT_STEP:
-            self.valid = ~(begun | self._ended)
             self._ended = dones
-        else:
-            self.valid = ~self._ended
-            if self._mode is AutoresetMode.DISABLED:
-                self._ended = self._ended | dones
+        elif self._mode is AutoresetMode.DISABLED:
+            self._ended = self._ended | dones
         # Before the levels change: a transition belongs to the level that was active when its observation was produced.
         self._rollout.append(rewards, self.levels, dones, truncations & ~terminations, self.valid & self.scored)
 
@@ -237,9 +265,9 @@ class LevelReplayVector(VectorWrapper):
                 kept, so that a push of it again may score it twice.
         """
         rollout = self._rollout
-        if rollout.steps > RECORDED_STEPS_MAX:
+        if rollout.steps > rollout.steps_max:
             expected = (
-                f"a push at least every {RECORDED_STEPS_MAX} steps "
+                f"a push at least every {rollout.steps_max} steps "
                 "(reset() records anew; plr_client.Trainer.push takes arrays of your own)"
             )
             raise InvalidInput("push", expected, f"{rollout.steps} steps since the last one")
@@ -255,6 +283,7 @@ class LevelReplayVector(VectorWrapper):
         follows = self._mode is AutoresetMode.NEXT_STEP and values is not None and next_values is not None
         if final_values is None and follows:  # the row after a time limit is the terminal observation's
             final_values = np.concatenate([np.asarray(values)[1:], np.asarray(next_values)[np.newaxis]])
+        columns = self._columns.chosen(rows)
         scored = self._trainer.push(
             values,
             rows["rewards"] if rewards is None else rewards,
@@ -265,8 +294,9 @@ class LevelReplayVector(VectorWrapper):
             final_values=final_values,
             valid=rows["valid"],
             logits=logits,
-            columns=self._columns,
+            columns=columns,
         )
+        self._columns.pushed(rows, columns)
         rollout.clear()
         return scored
 
@@ -275,13 +305,6 @@ class LevelReplayVector(VectorWrapper):
         self._client.close()
         self._trainer.close()
         super().close(**kwargs)
-
-    def _forget_pushed(self, rows: Bools) -> None:
-        """Sees to it that nothing is taken for a part of the episodes of `rows`, which were pushed as going on."""
-        if rows.all():
-            self._trainer.close()
-        elif rows.any():
-            self._columns = _replaced(self._columns, rows, self._columns[rows] + self.num_envs)
 
     def _checked_mask(self, mask: Any) -> Bools:
         """Returns the caller's reset mask; a wrong one must not cost levels, nor reach the workers."""
@@ -333,6 +356,25 @@ class LevelReplayVector(VectorWrapper):
             raise InvalidInput("options['level']", f"an int or {self.num_envs} ints", repr(level))
         return [level_id(each) for each in level]
 
+    def _check_told(self, rows: Bools, infos: dict[str, Any]) -> None:
+        """Raises unless the `LevelReplay` in each of the envs `rows` has begun one episode now, and no other has.
+
+        A wrapper that keeps infos to itself is noticed as `plr_level` is missing; one that resets inside its step as it
+        comes unasked, or as the count of episodes, told at the reset and at the step after, is ahead.
+        """
+        told = infos.get("_plr_level", self._none)
+        if (told != rows).any():
+            envs, others = np.flatnonzero(rows).tolist(), np.flatnonzero(told).tolist()
+            expected = f"plr_level from the envs that have begun an episode, {envs!s:.80}{_IN_BETWEEN}"
+            raise InvalidInput("infos", expected, f"it from {others!s:.80}")
+        if "_plr_episode" in infos:
+            self._episodes = self._episodes + rows
+            ahead = infos["_plr_episode"] & (infos["plr_episode"] != self._episodes)
+            if ahead.any():
+                n = int(ahead.argmax())
+                expected = f"plr_episode {self._episodes[n]} from env {n}, which has begun so many{_IN_BETWEEN}"
+                raise InvalidInput("infos", expected, str(infos["plr_episode"][n]))
+
     def _begin_told(self, rows: Bools, infos: dict[str, Any]) -> None:
         """Begins episodes as the `LevelReplay` inside the envs `rows` tells."""
         self._begin(rows, *(infos[key][rows] for key in ("plr_level", "plr_is_replay", "plr_train", "plr_scored")))
@@ -346,10 +388,11 @@ class LevelReplayVector(VectorWrapper):
 
 
 class _Rollout:
-    """The steps since the last push: one array of rows (steps, N) that doubles when it is full."""
+    """The steps since the last push: one array of rows (steps, N) that doubles when it is full, up to a limit."""
 
     def __init__(self, num_envs: int) -> None:
         self.steps = 0
+        self.steps_max = max(1, RECORDED_BYTES_MAX // (_ROW.itemsize * num_envs))
         self._rows = np.empty((0, num_envs), _ROW)
 
     @property
@@ -357,11 +400,11 @@ class _Rollout:
         return self._rows[: self.steps]
 
     def append(self, rewards: Any, levels: Any, dones: Any, truncated: Any, valid: Any) -> None:
-        if self.steps == RECORDED_STEPS_MAX:
+        if self.steps == self.steps_max:
             self._rows = np.empty((0, self._rows.shape[1]), _ROW)
-        elif self.steps < RECORDED_STEPS_MAX:
+        elif self.steps < self.steps_max:
             if self.steps == len(self._rows):
-                grown = np.empty((max(256, 2 * self.steps), self._rows.shape[1]), _ROW)
+                grown = np.empty((min(max(256, 2 * self.steps), self.steps_max), self._rows.shape[1]), _ROW)
                 grown[: self.steps] = self._rows
                 self._rows = grown
             row = self._rows[self.steps]
@@ -385,15 +428,73 @@ class _Rollout:
         self.steps = 0
 
 
-def _asks_for_levels(envs: VectorEnv) -> bool:
-    """Returns whether the sub-envs have a `LevelReplay`, which must be all of them or none."""
+class _Columns:
+    """What the server knows the envs by, so that no episode is taken for a part of one that a reset cut before it.
+
+    The server goes on with the episode that a column was pushed with last, unless the column comes back with another
+    level. So where a cut episode is followed by one on the same level, the env gets another name. The name it leaves,
+    with a part of an episode behind it, is taken again as soon as the env comes with another level.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self._names = np.arange(num_envs)
+        self._going_on: Bools = np.zeros(num_envs, np.bool_)  # whether the last push left the env's episode unfinished
+        self._levels = np.zeros(num_envs, np.int64)  # of that episode
+        self._cut: Bools = np.zeros(num_envs, np.bool_)  # whether a reset has ended it since
+        self._left: dict[int, dict[int, int]] = {}  # by env, the names with a part left behind, and its level
+
+    def cut(self, envs: Bools) -> None:
+        """Notes that the episodes of `envs` ended with the last step pushed."""
+        self._cut |= envs & self._going_on
+
+    def chosen(self, rows: NDArray[np.void]) -> NDArray[np.int64]:
+        """Returns (N,) the names to push `rows` (T, N) under."""
+        names = self._names.copy()
+        for n in self._to_choose(rows):
+            begins, held = rows["levels"][rows["valid"][:, n].argmax(), n], self._held(n)
+            new = next(name for name in itertools.count(n, len(names)) if name not in held)
+            names[n] = next((name for name, level in held.items() if level != begins), new)
+        return names
+
+    def pushed(self, rows: NDArray[np.void], names: NDArray[np.int64]) -> None:
+        """Notes that `rows` (T, N) were pushed under `names` (N,)."""
+        for n in self._to_choose(rows):
+            self._left[n] = {name: level for name, level in self._held(n).items() if name != names[n]}
+        self._names = names
+        valid = rows["valid"]
+        played = valid.any(0)
+        last = rows[len(rows) - 1 - valid[::-1].argmax(0), np.arange(len(names))]
+        self._going_on = np.where(played, ~last["dones"], self._going_on)
+        self._levels = np.where(played, last["levels"], self._levels)
+        self._cut = self._cut & ~played
+
+    def _to_choose(self, rows: NDArray[np.void]) -> list[int]:
+        """Returns the envs that come with a new episode while the server holds parts of episodes that were cut."""
+        if not self._left and not self._cut.any():
+            return []
+        begins = rows["valid"].any(0) & (self._cut | ~self._going_on)
+        return [n for n in np.flatnonzero(begins).tolist() if self._cut[n] or self._left.get(n)]
+
+    def _held(self, n: int) -> dict[int, int]:
+        """Returns the names of env n that the server holds a part of a cut episode for, and its level."""
+        current = {int(self._names[n]): int(self._levels[n])} if self._cut[n] else {}
+        return current | self._left.get(n, {})
+
+
+def _asks_for_levels(envs: VectorEnv, curriculum: str) -> bool:
+    """Returns whether the sub-envs have a `LevelReplay`, which must be all of them or none, and ask `curriculum`."""
     call = getattr(envs.unwrapped, "call", None)
     if call is None:
         return False
     # Asking for the attribute itself would end an Async worker that does not have it.
-    told: tuple[bool, ...] = call("has_wrapper_attr", "asks_for_levels")
+    told: tuple[bool, ...] = call("has_wrapper_attr", "plr_curriculum")
     if any(told) and not all(told):
         raise InvalidInput("envs", "LevelReplay in every sub-env or in none", f"in {sum(told)} of {len(told)}")
+    if all(told):
+        for asked in call("get_wrapper_attr", "plr_curriculum"):
+            if asked != curriculum:
+                expected = f"the curriculum that every LevelReplay asks, {asked!r} (give both the same curriculum=)"
+                raise InvalidInput("curriculum", expected, repr(curriculum))
     return all(told)
 
 

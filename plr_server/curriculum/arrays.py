@@ -102,3 +102,16 @@ def ids_of(name: str, given: Any) -> Ints:
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InvalidInput(name, "shape (m,) of integers", f"shape {array.shape} of {array.dtype}")
     return array.astype(np.int64)
+
+
+def slots_of(given: Any, k: int) -> list[int]:
+    """Returns the numbers of k env slots.
+
+    Raises:
+        InvalidInput: they are not k distinct integers.
+    """
+    chosen = as_array("slots", given)
+    slots: list[int] = chosen.tolist() if chosen.shape == (k,) and chosen.dtype.kind in "iu" else []
+    if len(set(slots)) != k:
+        raise InvalidInput("slots", f"{k} distinct ints", f"{given!s:.80}")
+    return slots

@@ -16,7 +16,7 @@ import numpy as np
 
 from plr_client.errors import ConfigError
 from plr_client.protocol import DEFAULT_CURRICULUM
-from plr_server.curriculum.sampling.sampler import TRANSFORMS
+from plr_server.curriculum.sampling.transforms import TRANSFORMS
 from plr_server.curriculum.scoring.strategies import STRATEGIES
 
 REPLAY_SCHEDULES = ("proportionate", "fixed")
@@ -232,6 +232,8 @@ def _levels(given: Any) -> range | tuple[int, ...] | str:
 def _parse_levels(text: str) -> range | list[int]:
     if re.fullmatch(r"-?\d{1,19}:-?\d{1,19}(:-?0*[1-9]\d{0,18})?", text):
         return range(*map(int, text.split(":")))
-    if re.fullmatch(r"-?\d{1,19}(,-?\d{1,19})*", text):
-        return [int(part) for part in text.split(",")]
+    if re.fullmatch(r"-?\d{1,19}", text):
+        raise ConfigError("levels", f"0:{text} (so many levels) or [{text}] (one level; as text {text},)", repr(text))
+    if re.fullmatch(r"-?\d{1,19},(-?\d{1,19}(,-?\d{1,19})*)?", text):
+        return [int(part) for part in text.rstrip(",").split(",")]
     raise ConfigError("levels", LEVELS_EXPECTED, repr(text))

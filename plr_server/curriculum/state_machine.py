@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client.errors import InvalidInput, LevelOutsideSpace, NoLevels, PlrError
-from plr_client.levels import NO_PARENT, Assignment, Level, check_k
+from plr_client.errors import InvalidInput, NoLevels, PlrError
+from plr_client.levels import NO_PARENT, Assignment, Assignments, Level, check_k
 from plr_client.protocol import MAX_PAYLOADS, pack_payloads, unpack_payload
-from plr_server.curriculum.arrays import as_array, ids_of, scores_of
+from plr_server.curriculum.arrays import as_array, ids_of, scores_of, slots_of
+from plr_server.curriculum.assigner import Assigner, cap_of, sampling_options
 from plr_server.curriculum.config import Config
-from plr_server.curriculum.sampling.sampler import OUTSIDE, REPLAY, Sampler
-from plr_server.curriculum.sampling.unseen import AvailableLevels
+from plr_server.curriculum.sampling.sampler import Sampler
 from plr_server.curriculum.scoring.rollouts import FIELDS, Rollout
 from plr_server.curriculum.scoring.scorer import Scorer
-from plr_server.curriculum.spaces.level_space import LevelSpace, level_space
-from plr_server.curriculum.spaces.open_space import NOT_IN_TABLE, OpenSpace, PayloadSpace, UnboundedSpace
+from plr_server.curriculum.spaces import space_of
+from plr_server.curriculum.spaces.open_space import OpenSpace, PayloadSpace
 from plr_server.curriculum.table import NOBODY, LevelTable
 
 STATE_FORMAT = 1
@@ -55,23 +55,17 @@ class Curriculum:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._space = _space(config)
+        self._space = space_of(config.levels, config.capacity, cap_of(config))
         # What every draw would otherwise ask for anew.
         self._open_space = self._space if isinstance(self._space, OpenSpace) else None
         self._payloads = self._space if isinstance(self._space, PayloadSpace) else None
         self._num_levels = len(self._space)
         self._sampler = Sampler(self._num_levels, **sampling_options(config))
         self._rng = np.random.Generator(np.random.PCG64(config.seed))
-        self._available = self._all_unseen()  # and not in flight
-        self._held: dict[str, dict[int, int]] = {}  # holder -> slot -> level
-        self._in_flight: dict[int, int] = {}  # level -> how many slots play it
+        self._assigner = Assigner(config, self._space, self._sampler, self._rng)
         self._scorer = Scorer(config, self._num_levels)
-        self._table = LevelTable(self._space, self._sampler, self._became_seen)
+        self._table = LevelTable(self._space, self._sampler, self._assigner.became_seen)
         self._counts = {"replays": 0, "pushes": 0, "steps": 0, "episodes": 0}  # so far
-
-    def _all_unseen(self) -> AvailableLevels:
-        """Returns the unseen levels, by index; those of an open space have none."""
-        return AvailableLevels(~self._sampler.seen if self._open_space is None else np.zeros(1, bool))
 
     # ---- what is played next
 
@@ -89,94 +83,53 @@ class Curriculum:
 
         Returns:
             k assignments in the order of `slots`. Draws happen in that order, so the staleness each draw sees counts
-            the draws before it. With `max_in_flight`, levels that so many slots play are left out, as if they were not
-            seen; where every seen level is and none is unseen, the cap yields.
+            the draws before it.
+
+            With `max_in_flight`, a level that so many slots play is left out, as if it were not there: replay or new is
+            decided as without a cap while there is a level of either kind below it; where there is one kind only, that
+            one is handed out; where there is neither, the cap yields. New levels are drawn uniformly from the unseen
+            ones that nobody plays; where there is none, from those below the cap; where there is none, from all.
 
         Raises:
             InvalidInput: k or slots are not what they must be.
             NoLevels: the levels are payloads, and there is none.
 
-        Source: arXiv 2010.03934, algorithm 2 and equations for P_replay. New levels are drawn uniformly from the unseen
-        ones not in flight, from all unseen ones where every one is.
+        Source: arXiv 2010.03934, algorithm 2 and equations for P_replay.
         """
-        chosen = _slots(k, slots)
-        space = self._payloads
+        levels, is_replay = self._assigner.assign(holder, self._slots(k, slots))
+        self._counts["replays"] += is_replay.count(True)
+        trains = is_replay if self.config.robust else repeat(True)
+        payloads = repeat(None) if self._payloads is None else self._payloads_of(self._payloads, levels, packed=packed)
+        return list(map(Assignment._make, zip(levels, is_replay, trains, payloads)))  # noqa: B905  repeat has no end
+
+    def sample_arrays(
+        self, k: int, *, slots: ArrayLike | None = None, holder: str = "", packed: bool = False
+    ) -> Assignments:
+        """Does as `sample`, and returns the same levels as arrays: for thousands at once."""
+        levels, is_replay = self._assigner.assign(holder, self._slots(k, slots))
+        self._counts["replays"] += is_replay.count(True)
+        replayed = np.array(is_replay)
+        return Assignments(
+            np.array(levels, dtype=np.int64),
+            replayed,
+            replayed.copy() if self.config.robust else np.ones(len(levels), dtype=np.bool_),
+            None if self._payloads is None else self._payloads_of(self._payloads, levels, packed=packed),
+        )
+
+    def _slots(self, k: int, slots: ArrayLike | None) -> Sequence[int]:
+        """Returns the slots, checked, and that there are levels for them."""
+        check_k(k)
+        chosen, space = range(k) if slots is None else slots_of(slots, k), self._payloads
         if space is not None:
             if k > MAX_PAYLOADS:
                 raise InvalidInput("k", f"an integer from 1 to {MAX_PAYLOADS}", repr(k))
             if not (space.num_entered or space.num_waiting):
                 raise NoLevels
-        held = self._held.setdefault(holder, {})
-        for slot in chosen:
-            if slot in held:
-                self._end(held.pop(slot))
-        if self.config.max_in_flight:  # what is drawn decides what can be drawn next
-            levels, is_replay = [], []
-            for _ in range(k):
-                some, some_replayed = self._draw(1)
-                levels += some
-                is_replay += some_replayed
-        else:
-            levels, is_replay = self._draw(k)
-        for slot, level in zip(chosen, levels):  # noqa: B905  of one length: `strict` costs more than the loop
-            held[slot] = level
-        self._counts["replays"] += is_replay.count(True)
-        trains = is_replay if self.config.robust else repeat(True)
-        payloads: Iterable[Any] = repeat(None)
-        if space is not None:
-            payloads = (space.packed(level) if packed else unpack_payload(space.packed(level)) for level in levels)
-        return list(map(Assignment._make, zip(levels, is_replay, trains, payloads)))  # noqa: B905
+        return chosen
 
-    def _draw(self, k: int) -> tuple[list[int], list[bool]]:
-        """Draws k levels that begin now; returns them and which are replays."""
-        space, replay_prob = self._space, self._replay_prob()
-        new_levels: list[int] = []
-        if replay_prob >= 1.0 and self.config.strategy not in ("random", "sequential"):
-            picks, is_replay = [REPLAY] * k, [True] * k
-        else:
-            picks, is_replay, new_levels = self._picks(k, replay_prob)
-        if self._sampler.hidden and self._all_at_cap() and REPLAY in picks:  # the cap yields
-            with self._sampler.all_shown():
-                indices = self._sampler.draw(self._rng, picks)
-        else:
-            indices = self._sampler.draw(self._rng, picks)
-        if new_levels:
-            new = iter(new_levels)
-            levels = [next(new) if index == OUTSIDE else space.id_of(index) for index in indices]
-        else:
-            levels = list(map(space.id_of, indices))
-        for pick, level in zip(picks, levels):  # noqa: B905  of one length; this is where the time of a draw goes
-            if pick == REPLAY:
-                self._begin(level)
-        return levels, is_replay
-
-    def _picks(self, k: int, replay_prob: float) -> tuple[list[int], list[bool], list[int]]:
-        """Decides for k levels what the sampler is to do, and begins those that are not drawn by it.
-
-        Returns:
-            What `Sampler.draw` takes; which are replays; the ids of the new levels of an open space, which are OUTSIDE
-            to the sampler.
-        """
-        space = self._open_space
-        picks, is_replay, new_levels = [], [], []
-        for drawn_before in range(k):
-            pick = self._pick(replay_prob, drawn_before)
-            if pick == REPLAY:
-                is_replay.append(True)
-            elif space is not None:
-                new_levels.append(pick)
-                is_replay.append(False)
-                space.drawn(pick, self._sampler.draws + drawn_before + 1)
-                self._begin(pick)  # at once: the next new level must be another one
-                pick = OUTSIDE
-            else:
-                is_replay.append(bool(self._sampler.seen[pick]))
-                self._begin(self._space.id_of(pick))
-            picks.append(pick)
-        return picks, is_replay, new_levels
-
-    def _all_at_cap(self) -> bool:
-        return len(self._sampler.hidden) == self._sampler.num_seen
+    @staticmethod
+    def _payloads_of(space: PayloadSpace, levels: Iterable[int], *, packed: bool) -> list[Any]:
+        return [space.packed(level) if packed else unpack_payload(space.packed(level)) for level in levels]
 
     @property
     def pushes(self) -> int:
@@ -185,75 +138,11 @@ class Curriculum:
 
     def holds(self, holder: str) -> bool:
         """Returns whether one of the holder's slots plays a level."""
-        return bool(self._held.get(holder))
+        return self._assigner.in_flight.holds(holder)
 
     def release(self, holder: str) -> None:
         """Takes back every level that the holder's slots play: it is gone."""
-        for level in self._held.pop(holder, {}).values():
-            self._end(level)
-
-    def _replay_prob(self) -> float:
-        """Probability that the next level is a seen one; the baselines `random` and `sequential` never ask."""
-        seen, total = self._sampler.num_seen, self._num_levels
-        if not seen:
-            return 0.0
-        all_seen = seen == total and self._open_space is None
-        if all_seen or (self._payloads is not None and not self._payloads.num_waiting):
-            return 1.0
-        if self._all_at_cap():
-            return 0.0
-        if self.config.max_in_flight and self._open_space is None and not len(self._available):
-            return 1.0  # every unseen level is in flight
-        if self.config.replay_schedule == "proportionate":
-            return min(seen / total, self.config.replay_prob)
-        return self.config.replay_prob if seen / total >= self.config.min_fill_ratio else 0.0
-
-    def _pick(self, replay_prob: float, drawn_before: int) -> int:
-        """Returns the level to play next, or REPLAY where the sampler is to draw a seen one.
-
-        A level of an open space is given by its id, any other by its index.
-        """
-        if self.config.strategy == "random":
-            return int(self._rng.random() * self._num_levels)
-        if self.config.strategy == "sequential":
-            return (self._sampler.draws + drawn_before) % self._num_levels
-        if replay_prob >= 1.0 or (replay_prob > 0.0 and self._rng.random() < replay_prob):
-            return REPLAY
-        if self._open_space is not None:
-            return self._open_space.new_level(self._rng, self._in_flight)
-        if len(self._available):
-            return self._available.select(int(self._rng.random() * len(self._available)))
-        in_flight = sorted(
-            index for index in map(self._space.index_of, self._in_flight) if not self._sampler.seen[index]
-        )
-        return in_flight[int(self._rng.random() * len(in_flight))]
-
-    def _begin(self, level: int) -> None:
-        in_flight = self._in_flight
-        in_flight[level] = in_flight.get(level, 0) + 1
-        if self._available:
-            self._available.discard(self._space.index_of(level))
-        elif self._open_space is not None:
-            self._open_space.begin(level)
-        if self.config.max_in_flight:
-            self._hide_at_cap(level, self._space.index_of(level))
-
-    def _end(self, level: int) -> None:
-        slots, index = self._in_flight.pop(level) - 1, self._space.index_of(level)
-        if index in self._sampler.hidden and slots < self.config.max_in_flight:
-            self._sampler.show(index)
-        if slots:
-            self._in_flight[level] = slots
-        elif self._open_space is not None:
-            self._open_space.end(level)
-        elif not self._sampler.seen[index]:
-            self._available.add(index)
-
-    def _hide_at_cap(self, level: int, index: int) -> None:
-        cap, sampler = self.config.max_in_flight, self._sampler
-        is_seen = index != NOT_IN_TABLE and sampler.seen[index]
-        if 0 < cap <= self._in_flight.get(level, 0) and is_seen and index not in sampler.hidden:
-            sampler.hide(index)
+        self._assigner.release(holder)
 
     # ---- what was learnt from it
 
@@ -276,8 +165,8 @@ class Curriculum:
     ) -> int:
         """Scores the episodes of one rollout block, (T, N) step-major, and updates the table.
 
-        The fields are those of `plr_client.Trainer.push`. Several episodes of one level in a block are applied one
-        after the other, in the order in which they ended (by column where that is the same step).
+        Several episodes of one level in a block are applied one after the other, in the order in which they ended (by
+        the id of the column where that is the same step).
 
         Args:
             values: (T, N) V(s_t).
@@ -370,13 +259,6 @@ class Curriculum:
         self, levels: Iterable[int], scores: NDArray[np.float64], alpha: float, past: Mapping[int, int] = NOBODY
     ) -> None:
         self._table.apply(levels, scores, alpha, replace_past=self._scorer.replace_past, past=past)
-
-    def _became_seen(self, indices: NDArray[np.int64]) -> None:
-        if self._open_space is None:
-            self._available.discard_all(indices)
-        if self.config.max_in_flight:
-            for index in indices.tolist():
-                self._hide_at_cap(self._space.id_of(index), index)
 
     def update_scores(self, levels: ArrayLike, scores: ArrayLike) -> int:
         """Applies scores of the trainer's own making, in order.
@@ -525,10 +407,7 @@ class Curriculum:
         space, ids = self._payload_space("levels"), ids_of("levels", levels)
         if len(ids) > MAX_PAYLOADS:
             raise InvalidInput("levels", f"at most {MAX_PAYLOADS}", str(len(ids)))
-        for level in ids.tolist():
-            if not space.is_kept(level):
-                raise LevelOutsideSpace("levels", "ids of levels in the table or waiting", f"level {level}")
-        return [(level, space.packed(level), space.parent(level)) for level in ids.tolist()]
+        return space.described(ids.tolist())
 
     def counters(self) -> dict[str, int]:
         """Returns what can be told without a look at every level: those of `stats` that count.
@@ -541,7 +420,7 @@ class Curriculum:
             "levels": self._num_levels,
             "levels_seen": self._sampler.num_seen,
             "draws": self._sampler.draws,
-            "in_flight": sum(self._in_flight.values()),
+            "in_flight": self._assigner.in_flight.total(),
             **self._counts,
             **self._table.counts(),
             "forgotten": self._scorer.forgotten,
@@ -601,7 +480,7 @@ class Curriculum:
                 "generator": self._rng.bit_generator.state,
                 "sampler": self._sampler.state(),
                 "space": {} if self._open_space is None else self._open_space.state(),
-                "held": self._held,
+                "held": self._assigner.in_flight.state(),
                 "scorer": self._scorer.state(),
                 "counts": self._counts | self._table.counts(),
             }
@@ -625,46 +504,12 @@ class Curriculum:
         curriculum._scorer.restore(state["scorer"])
         curriculum._sampler = Sampler.from_state(state["sampler"], **sampling_options(curriculum.config))
         curriculum._rng.bit_generator.state = state["generator"]
-        curriculum._available = curriculum._all_unseen()
         if curriculum._open_space is not None:
             curriculum._open_space.restore(state["space"])
-        for holder, slots in state["held"].items():
-            curriculum._held[holder] = {}
-            for slot, level in slots.items():
-                curriculum._held[holder][slot] = level
-                curriculum._begin(level)
-        curriculum._table = LevelTable(curriculum._space, curriculum._sampler, curriculum._became_seen)
+        curriculum._assigner = Assigner(
+            curriculum.config, curriculum._space, curriculum._sampler, curriculum._rng, state["held"]
+        )
+        curriculum._table = LevelTable(curriculum._space, curriculum._sampler, curriculum._assigner.became_seen)
         curriculum._table.restore(state["counts"])
         curriculum._counts = {name: state["counts"][name] for name in curriculum._counts}
         return curriculum
-
-
-def sampling_options(config: Config) -> dict[str, Any]:
-    """Returns the keyword arguments of the `Sampler` that a curriculum of this configuration draws with."""
-    return {
-        "transform": "constant" if config.strategy == "uniform" else config.transform,
-        "temperature": config.temperature,
-        "staleness_coef": config.staleness_coef,
-        "staleness_temperature": config.staleness_temperature,
-        "eps": config.eps,
-        "evicts": isinstance(config.levels, str),
-    }
-
-
-def _space(config: Config) -> LevelSpace:
-    if isinstance(config.levels, str):
-        return (UnboundedSpace if config.levels == "unbounded" else PayloadSpace)(config.capacity)
-    return level_space(config.levels)
-
-
-def _slots(k: int, slots: ArrayLike | None) -> Sequence[int]:
-    check_k(k)
-    if slots is None:
-        return range(k)
-    chosen = as_array("slots", slots)
-    if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or len(chosen) != k:
-        raise InvalidInput("slots", f"{k} distinct ints", f"{slots!s:.80}")
-    listed: list[int] = chosen.tolist()
-    if len(set(listed)) != k:
-        raise InvalidInput("slots", f"{k} distinct ints", f"{slots!s:.80}")
-    return listed

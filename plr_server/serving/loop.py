@@ -11,14 +11,12 @@ import heapq
 import logging
 import os
 import secrets
+import select
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
-
-import zmq
 
 from plr_client.errors import ConfigError
 from plr_client.protocol import MAX_FRAME_BYTES, MAX_HEADER_BYTES, encode_notice, request_id
@@ -31,7 +29,7 @@ from plr_server.serving.wire import Wire
 logger = logging.getLogger("plr_server")
 
 BATCH = 64  # requests between two looks at signals and the clock
-TICK_MS = 500
+TICK_S = 0.5
 LOOK_AFTER_S = (0.05, 1.0)  # after a connection has closed: soon, and once more for what the transport saw late
 RETURN_WITHIN_S = 60.0  # how long what a vanished client has pooled waits for its return
 CLOSING_LINGER_MS = 500
@@ -96,19 +94,26 @@ class _Loop:
         self._num_due = 0
 
     def run(self, parent_pid: int | None) -> None:
-        stop = self._stop.fileno()
-        sources: list[Any] = [(self._wire.router, zmq.POLLIN), (self._wire.monitor, zmq.POLLIN), (stop, zmq.POLLIN)]
+        router, monitor, stop = self._wire.router.FD, self._wire.monitor.FD, self._stop.fileno()
+        poll = select.poll()
+        for file in (router, monitor, stop):
+            poll.register(file, select.POLLIN)
+        alone = [(router, select.POLLIN)]
+        look_s = time.monotonic()
         while True:
-            events: dict[Any, int] = dict(zmq.zmq_poll(sources, self._patience_ms()))
-            if stop in events or (parent_pid is not None and os.getppid() != parent_pid):
+            # A socket's file tells of what comes after the socket was found empty: so each is read until it is.
+            none_left, now_s = self._answer_some(), time.monotonic()
+            files = poll.poll(max(0, int(1000 * (look_s - now_s)) + 1) if none_left else 0)
+            if files == alone and now_s < look_s:
+                continue  # requests and nothing else
+            ready = {file for file, _ in files}
+            if stop in ready or (parent_pid is not None and os.getppid() != parent_pid):
                 return
-            if self._wire.router in events:
-                self._answer_some()
-            if self._wire.monitor in events:
-                self._note_closed()
-            sessions = self.dispatcher.sessions
-            sessions.max_open = len(sessions) if self._wire.crowded() else MAX_SESSIONS
+            self._note_closed()
             self._do_what_is_due()
+            look_s = time.monotonic() + TICK_S
+            if self._due:
+                look_s = min(look_s, self._due[0][0])
 
     def tell_closing(self) -> None:
         """Tells every client that the server is stopping."""
@@ -120,27 +125,26 @@ class _Loop:
         self._num_due += 1
         heapq.heappush(self._due, (time.monotonic() + seconds, self._num_due, do))
 
-    def _patience_ms(self) -> int:
-        if not self._due:
-            return TICK_MS
-        return min(TICK_MS, max(0, int(1000 * (self._due[0][0] - time.monotonic()))) + 1)
-
     def _do_what_is_due(self) -> None:
         while self._due and self._due[0][0] <= time.monotonic():
             heapq.heappop(self._due)[2]()
+        sessions = self.dispatcher.sessions
+        sessions.max_open = len(sessions) if self._wire.crowded() else MAX_SESSIONS
 
-    def _answer_some(self) -> None:
+    def _answer_some(self) -> bool:
+        """Answers a batch of requests; returns whether none was left."""
         wire, dispatcher = self._wire, self.dispatcher
         for _ in range(BATCH):
             received = wire.receive()
             if received is None:
-                return
+                return True
             peer, frames, refusal = received
             if refusal is None:
                 reply = dispatcher.answer(peer, frames)
             else:
                 reply = dispatcher.refusal(request_id(frames), refusal)
             wire.send_reply(peer, reply, dispatcher.refusal)
+        return False
 
     def _note_closed(self) -> None:
         for peer in self._wire.closed_peers():

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from plr_server.curriculum.arrays import Bools, Floats, Ints
+from plr_server.curriculum.assigner import sampling_options
 from plr_server.curriculum.config import Config
 from plr_server.curriculum.sampling.sampler import Sampler
-from plr_server.curriculum.state_machine import sampling_options
 
 SCORE_BINS = 32
 MASS_BINS = 64
@@ -117,7 +117,7 @@ def _parts(config: Config, draws: int, scores: Floats, staleness: Ints, seen: Bo
         return np.eye(1, num, draws % num)[0], nothing
     latest = int(staleness.max())  # P_C knows differences only
     state = {"scores": scores, "seen": seen, "last_drawn": latest - staleness, "draws": latest}
-    return Sampler.from_state(state, **sampling_options(config) | {"evicts": False}).parts()
+    return Sampler.from_state(state, **sampling_options(config) | {"evicts": False, "caps": False}).parts()
 
 
 def _most_mass_levels(mass: Floats) -> int:

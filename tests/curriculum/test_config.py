@@ -116,7 +116,7 @@ LEVELS = [
     ("-3:3", range(-3, 3)),
     ("0:10:3", range(0, 10, 3)),
     ("10:0:-2", range(10, 0, -2)),
-    ("7", (7,)),
+    ("7,", (7,)),
     ("3,14,15", (3, 14, 15)),
     ("-1,0", (-1, 0)),
     (range(4), range(4)),
@@ -165,7 +165,7 @@ BAD_LEVELS = [
     ([[1], [2, 3]], "[[1], [2, 3]]"),
     ([2**63], "an id beyond int64"),
     ([2**70], f"[{2**70}]"),
-    ("9223372036854775808", "an id beyond int64"),
+    ("9223372036854775808,", "an id beyond int64"),
     ("9223372036854775800:9223372036854775810", "an id beyond int64"),
     (range(2**64), "an id beyond int64"),
     ("0:" + "9" * 23, f"'0:{'9' * 23}'"),
@@ -180,6 +180,13 @@ def test_bad_levels(given, got):
     assert raised.value.field == "levels"
     assert raised.value.expected == LEVELS_EXPECTED
     assert raised.value.got.startswith(got)
+
+
+@pytest.mark.parametrize("number", ["200", "-3", "07"])
+def test_a_number_alone_may_mean_two_things_and_is_refused(number):
+    with pytest.raises(ConfigError, match=rf"^levels: expected 0:{number} .* or \[{number}\] .*, got '{number}'$"):
+        Config(levels=number)
+    assert Config(levels=[200]).levels == Config(levels="200,").levels == (200,)
 
 
 @pytest.mark.parametrize("levels", ["unbounded", "payloads"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 
 import gymnasium as gym
 import model
@@ -16,7 +17,7 @@ from level_env import LevelEnv
 from plr_client import InvalidInput, Level, LevelClient, LevelOutsideSpace, NoLevels, Trainer
 from plr_client.protocol import MAX_PAYLOADS, Request, decode_reply, encode_request, join_payloads
 from plr_server import Config, Curriculum, launch
-from plr_server.curriculum.sampling.sampler import TRANSFORMS
+from plr_server.curriculum.sampling.transforms import TRANSFORMS
 from plr_server.curriculum.spaces import open_space
 from plr_server.serving.dispatch import Dispatcher
 from wrappers import LevelReplay, LevelReplayVector
@@ -67,7 +68,7 @@ class OpenMachine(RuleBasedStateMachine):
         staleness_coef=st.sampled_from([0.0, 0.3, 1.0]),
         schedule=st.sampled_from(["proportionate", "fixed"]),
         replay_prob=st.sampled_from([0.0, 0.5, 1.0]),
-        max_in_flight=st.sampled_from([0, 1]),
+        max_in_flight=st.sampled_from([0, 1, 2]),
         seed=st.integers(0, 9),
     )
     def start(self, levels, capacity, transform, alpha, staleness_coef, schedule, replay_prob, max_in_flight, seed):
@@ -114,35 +115,41 @@ class OpenMachine(RuleBasedStateMachine):
             return
         for slot in slots:
             self.held.pop((holder, slot), None)
-        playing = set(self.held.values())
         assignments = self.curriculum.sample(len(slots), slots=slots, holder=holder)
-        for slot, (level, is_replay, train, payload) in zip(
-            slots, [(a.level, a.is_replay, a.train, a.payload) for a in assignments], strict=True
-        ):
-            assert train
+        for slot, assignment in zip(slots, assignments, strict=True):
+            self.check_rule(assignment)
+            level = assignment.level
+            assert assignment.train
             self.draws += 1
             self.held[holder, slot] = level
-            assert is_replay == (level in self.in_table)
             if self.of_payloads:
-                assert canonical(payload) == canonical((self.waiting | self.entered)[level][0])
+                assert canonical(assignment.payload) == canonical((self.waiting | self.entered)[level][0])
             else:
-                assert payload is None
+                assert assignment.payload is None
                 assert 0 <= level < 2**31
-            if is_replay:
-                at_cap = self.config.max_in_flight and level in playing
-                assert not at_cap or (self.of_payloads and not self.waiting and set(self.in_table) <= playing)
-                playing.add(level)
+            if assignment.is_replay:
                 self.table[self.in_table.index(level)][2] = self.draws
-                continue
-            self.drawn[level] = self.draws
-            if self.of_payloads:
-                assert level in self.waiting
-                assert level not in playing or set(self.waiting) <= playing
             else:
-                assert level not in playing
-            playing.add(level)
-        if self.config.replay_prob == 0 and (self.waiting or not self.of_payloads):
-            assert not any(a.is_replay for a in assignments)
+                self.drawn[level] = self.draws
+
+    def check_rule(self, assignment):
+        """Replay or new, and which, by who plays what before it."""
+        level, cap, seeds = assignment.level, self.config.max_in_flight or 99, not self.of_payloads
+        plays = Counter(self.held.values())
+        assert assignment.is_replay == (level in self.in_table)
+        free_seen = [each for each in self.in_table if plays[each] < cap]
+        free_new = seeds or [each for each in self.waiting if plays[each] < cap]
+        if bool(free_seen) != bool(free_new):
+            assert assignment.is_replay == bool(free_seen)
+        elif self.config.replay_prob == 0 and (seeds or self.waiting):
+            assert not assignment.is_replay
+        if assignment.is_replay:
+            assert level in free_seen or not (free_seen or free_new)
+        elif seeds:
+            assert plays[level] == 0
+        else:
+            idle = [each for each in self.waiting if not plays[each]]
+            assert level in (idle or free_new or self.waiting)
 
     @rule(holder=st.sampled_from("ab"))
     def release(self, holder):
@@ -248,7 +255,7 @@ class OpenMachine(RuleBasedStateMachine):
         if len(self.table) < self.config.capacity:
             self.table.append(entry)
         else:
-            lowest = int(np.argmin(self.weights()))
+            lowest = min(range(len(self.table)), key=self.eviction_key(self.weights().tolist()))
             if not score > self.table[lowest][1]:
                 self.rejected += 1
                 self.leave(level)
@@ -257,6 +264,15 @@ class OpenMachine(RuleBasedStateMachine):
             self.leave(out)
         if self.of_payloads:
             self.entered[level] = self.waiting.pop(level)
+
+    def eviction_key(self, weights):
+        by_match = self.config.transform in {"match", "match_rank"} and self.config.staleness_coef < 1
+        return lambda place: (
+            weights[place],
+            (1 - self.table[place][1]) * self.table[place][1] if by_match else self.table[place][1],
+            -self.table[place][2],
+            place,
+        )
 
     def leave(self, level):
         self.gone.append(level)
@@ -361,7 +377,7 @@ class TestPayloads:
         curriculum = payloads(capacity=10)
         curriculum.insert(list(range(10)))
         curriculum.sample(3, holder="busy")
-        busy = set(curriculum._held["busy"].values())
+        busy = set(curriculum.state()["held"]["busy"].values())
         counts = np.bincount([curriculum.sample(1)[0].level for _ in range(10_000)], minlength=10)
         free = np.array([level not in busy for level in range(10)])
         assert model.chi_square_p_value(counts, free / 7) > 1e-4

@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from model import chi_square_p_value
 
 from plr_client.errors import InvalidInput
-from plr_server.curriculum.sampling.sampler import REPLAY, TRANSFORMS, Sampler
+from plr_server.curriculum.sampling.sampler import REPLAY, Sampler
+from plr_server.curriculum.sampling.transforms import TRANSFORMS
 
 SIGNIFICANCE = 1e-4
 NUM_DRAWS = 200_000
@@ -35,10 +36,10 @@ SCORES = {
 }
 
 
-def p_score(scores, transform, temperature, eps):
+def p_score(scores, transform, temperature, eps, precision=30):
     """P_S of a few seen levels, from the equations, in decimals."""
     with decimal.localcontext() as context:
-        context.prec = 30
+        context.prec = precision
         context.traps[decimal.Underflow] = context.traps[decimal.Subnormal] = False
         exponent, exact = 1 / Decimal(temperature), [Decimal(score) for score in scores]
         num = len(scores)
@@ -61,7 +62,8 @@ def p_score(scores, transform, temperature, eps):
             weights = top
         else:
             weights = [(1 - Decimal(eps)) * flag + Decimal(eps) / num for flag in top]
-        return normalised(weights)
+        total = sum(weights)
+        return [weight / total if total else 1 / Decimal(num) for weight in weights]
 
 
 def p_staleness(staleness, temperature):
@@ -81,7 +83,9 @@ def p_replay(state, config):
     weights = np.zeros(len(state["seen"]))
     if len(seen):
         coef = config["staleness_coef"]
-        by_score = p_score(state["scores"][seen].tolist(), config["transform"], config["temperature"], config["eps"])
+        by_score = np.array(
+            p_score(state["scores"][seen].tolist(), config["transform"], config["temperature"], config["eps"]), float
+        )
         by_staleness = p_staleness(state["draws"] - state["last_drawn"][seen], config["staleness_temperature"])
         weights[seen] = (1 - coef) * by_score + coef * by_staleness
     return weights
@@ -107,13 +111,18 @@ def started(scores, seen, **config):
 
 def structures(sampler):
     """Everything a sampler derives from its state, as arrays."""
-    history, transform = sampler._history, sampler._transform
-    found = [*history._counts, *history._sums, np.array([history.num_seen, history._sum])]
-    if hasattr(transform, "_order"):
-        found += [transform._order.indices(), np.concatenate(transform._order._keys or [[]])]
-    elif transform is not None:
-        found += [*transform._values, *transform._sums, *transform._masses]
+    found = []
+    for candidates in (sampler._all, sampler._drawable):
+        staleness, transform = candidates.by_staleness, candidates.by_score
+        found += [*staleness._counts, *staleness._sums, np.array([staleness.size, staleness._sum])]
+        found += structures_of_transform(transform)
     return found
+
+
+def structures_of_transform(transform):
+    if hasattr(transform, "_order"):
+        return [transform._order.indices(), np.concatenate(transform._order._keys or [[]])]
+    return [] if transform is None else [*transform._values, *transform._sums, *transform._masses]
 
 
 def assert_is_rebuilt(sampler, config):
@@ -237,7 +246,7 @@ def test_draws_with_staleness_follow_the_equations(transform, num_levels, stalen
     sampler = started(SCORES["mixed"](rng, num_levels), rng.random(num_levels) < 0.8, **config)
     levels = np.flatnonzero(sampler.seen)
     scores, draws, last_drawn = sampler.scores[levels], sampler.draws, sampler.last_drawn[levels]
-    by_score = p_score(scores.tolist(), transform, config["temperature"], config["eps"])
+    by_score = np.array(p_score(scores.tolist(), transform, config["temperature"], config["eps"]), float)
     drawn = np.searchsorted(levels, sampler.draw(rng, [REPLAY] * NUM_DRAWS))
     tests = {"index": np.empty(NUM_DRAWS), "score": np.empty(NUM_DRAWS), "staleness": np.empty(NUM_DRAWS)}
     own_part = rng.random(NUM_DRAWS)
@@ -369,7 +378,7 @@ def test_forgotten_levels_are_as_at_first():
     sampler.draw(rng, list(range(10, 30)))  # of which ten are unseen
     sampler.forget(np.arange(40))
     untouched = Sampler(40, **CONFIG | {"transform": "power"})
-    untouched._history.draws = sampler.draws
+    untouched.draws = sampler.draws
     for name, value in sampler.state().items():
         np.testing.assert_array_equal(value, untouched.state()[name])
     assert_same_structures(sampler, untouched)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import runpy
 import sys
+import tracemalloc
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -12,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faults import eventually
 from mpe2 import simple_spread_v3
 from pettingzoo.utils import BaseParallelWrapper, ParallelEnv
 
-from plr_client import InvalidInput, MissingDependency, MissingField, Trainer
+from plr_client import InvalidInput, LevelOutsideSpace, MissingDependency, MissingField, ServerUnreachable, Trainer
 from plr_server import Config, launch
 from wrappers import pettingzoo as module
 from wrappers.pettingzoo import LevelReplayParallel
@@ -23,6 +25,7 @@ from wrappers.pettingzoo import LevelReplayParallel
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # as an error inside Box2D's import it would abort Python
     from pettingzoo.sisl import multiwalker_v9
+    from pettingzoo.test import parallel_seed_test
 
 GAMMA, GAE_LAMBDA, ALPHA, NUM_LEVELS = 0.9, 0.8, 0.5, 6
 
@@ -290,7 +293,7 @@ def test_a_picked_level_is_played_unscored_and_a_seed_picks_nothing():
         with pytest.raises(InvalidInput, match=r"^options\['level'\]: expected a level's id, an int, got 'x'$"):
             env.reset(options={"level": "x"})
         env.close()
-        assert trainer.stats()["in_flight"] == 0
+        eventually(lambda: trainer.stats()["in_flight"] == 0, "its goodbye")
 
 
 def test_set_level_gets_the_payload_and_the_seed_stays_the_users():
@@ -414,18 +417,52 @@ def test_a_bad_push_is_refused_whole_and_can_be_made_good(played, values, next_v
     assert trainer.stats()["pushes"] == 0
     assert env.push(TWO, ONE) == 1
     assert trainer.stats()["steps"] == 6
-    with pytest.raises(InvalidInput, match=r"^push: expected 1 to 65536 steps since the last one .*, got 0$"):
+    with pytest.raises(InvalidInput, match=r"^push: expected 1 to \d+ steps since the last one .*, got 0$"):
         env.push({}, {})
 
 
-def test_a_recording_that_nobody_pushes_ends(played, monkeypatch):
-    env, _ = played
-    monkeypatch.setattr(module, "RECORDED_STEPS_MAX", 3)
-    for _ in range(2):
+def test_a_recording_that_nobody_pushes_ends(monkeypatch):
+    monkeypatch.setattr(module, "RECORDED_BYTES_MAX", 3 * (module.STEP_BYTES + 3 * module.AGENT_STEP_BYTES))
+    with launch(config()) as server:
+        env = LevelReplayParallel(spread(), server.address)
+        env.reset()
+        for _ in range(3):
+            env.step(dict.fromkeys(env.agents, 1))
+        assert len(env._rows) == 3
         env.step(dict.fromkeys(env.agents, 1))
-    assert not env._rows
-    with pytest.raises(InvalidInput, match=r"^push: expected 1 to 3 steps since the last one .*, got 4$"):
-        env.push(np.zeros((4, 3)), ONE)
+        assert not env._rows
+        with pytest.raises(InvalidInput, match=r"^push: expected 1 to 3 steps since the last one .*, got 4$"):
+            env.push(np.zeros((4, 3)), ONE)
+        env.close()
+
+
+class Crowd(ParallelEnv):
+    """So many agents, for ever."""
+
+    def __init__(self, num_agents):
+        self.possible_agents = list(range(num_agents))
+
+    def reset(self, seed=None, options=None):  # noqa: ARG002
+        self.agents = self.possible_agents
+        return dict.fromkeys(self.agents, seed), {}
+
+    def step(self, actions):
+        no = dict.fromkeys(actions, False)
+        return dict.fromkeys(actions, 0), dict.fromkeys(actions, 1.0), no, no, {}
+
+
+@pytest.mark.parametrize("num_agents", [1, 50])
+def test_a_recorded_step_takes_no_more_memory_than_it_is_counted_for(num_agents):
+    env = LevelReplayParallel(Crowd(num_agents), "tcp://127.0.0.1:1")
+    env.reset(options={"level": 0})
+    actions = dict.fromkeys(env.agents, 0)
+    tracemalloc.start()
+    for _ in range(1000):
+        env.step(actions)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    counted = 1000 * (module.STEP_BYTES + num_agents * module.AGENT_STEP_BYTES)
+    assert 0.5 * counted < taken < counted
 
 
 def test_other_envs_are_refused():
@@ -437,6 +474,33 @@ def test_other_envs_are_refused():
         LevelReplayParallel(env, "tcp://127.0.0.1:1")
     with pytest.raises(InvalidInput, match=r"^address: expected"):
         LevelReplayParallel(spread(), "nowhere")
+    inside = TellsLevel(LevelReplayParallel(spread(), "tcp://127.0.0.1:1"))
+    with pytest.raises(InvalidInput, match=r"^env: expected .* no LevelReplayParallel inside, got "):
+        LevelReplayParallel(inside, "tcp://127.0.0.1:1")
+
+
+def test_a_picked_level_of_payloads_is_played_by_its_payload():
+    given = []
+    with launch(Config(levels="payloads", capacity=4)) as server, Trainer(server.address) as trainer:
+        (level,) = trainer.insert([{"wind": 3}]).tolist()
+        env = LevelReplayParallel(spread(), server.address, set_level=lambda _, payload: given.append(payload))
+        env.reset(options={"level": level})
+        assert (given, env.level, env.scored) == ([{"wind": 3}], level, False)
+        with pytest.raises(LevelOutsideSpace, match=r"^options\['level'\]: expected the id of a level whose payload"):
+            env.reset(options={"level": level + 1})
+        env.close()
+
+
+def test_a_server_that_is_not_there_is_waited_for_as_long_as_said(tmp_path):
+    env = LevelReplayParallel(spread(), f"ipc://{tmp_path}/plr.sock", timeout_s=0.2)
+    with pytest.raises(ServerUnreachable) as raised:
+        env.reset()
+    assert 0.2 <= raised.value.waited_s < 5.0
+
+
+def test_pettingzoos_seed_test_fails_by_design():
+    with launch(config(levels=range(100_000))) as server, pytest.raises(AssertionError):
+        parallel_seed_test(lambda: LevelReplayParallel(simple_spread_v3.parallel_env(), server.address))
 
 
 def test_without_pettingzoo_it_says_what_to_install(monkeypatch):

@@ -13,6 +13,7 @@ import runpy
 import sys
 import types
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import ray
@@ -20,7 +21,7 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.tune.registry import register_env
 from rllib_recording import RecordingLearner, ShowsLevel, load, pushed_rows, seen_rows
 
-from plr_client import InvalidInput, MissingDependency, MissingField, Trainer, UnknownCurriculum
+from plr_client import InvalidInput, MissingDependency, MissingField, ServerUnreachable, Trainer, UnknownCurriculum
 from plr_server import Config, launch
 from wrappers import LevelReplay, rllib
 from wrappers.rllib import LevelReplayPPOTorchLearner, _Chunk, _PushChunks
@@ -196,6 +197,39 @@ def test_a_remote_learner_with_memory_and_one_curriculum_of_several(tmp_path):
             block["values"][:] = 0
         assert pushed_rows(pushed) == seen_rows(seen)
         assert trainer.stats()["steps"] == seen_rows(seen).total() >= 300
+
+
+class Trials(gym.Wrapper):
+    """Plays three episodes as if they were one: it resets inside its step."""
+
+    trial = 0
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.trial += terminated or truncated
+        if (terminated or truncated) and self.trial % 3:
+            return self.env.reset()[0], reward, False, False, info
+        return observation, reward, terminated, truncated, info
+
+
+def test_a_wrapper_that_resets_inside_its_step_is_refused():
+    with launch(Config(levels=range(50))) as server, Trainer(server.address) as trainer:
+        register_env("trials", lambda context: Trials(make_env(context)))
+        config = config_of(server.address, {"shortest": 5, "longest": 9}, learner_class=LevelReplayPPOTorchLearner)
+        config.environment("trials").training(train_batch_size_per_learner=100)
+        expected = r"infos: expected one reset in an episode .*, got another one before step \d"
+        with pytest.raises(InvalidInput, match=expected), trained(config, 1):
+            pass
+        assert trainer.stats()["pushes"] == 0
+
+
+def test_a_server_that_is_gone_is_waited_for_as_long_as_said():
+    with launch(Config(levels=range(50))) as server:
+        config = config_of(server.address, {"shortest": 5, "longest": 9}, learner_class=LevelReplayPPOTorchLearner)
+        config.learners(learner_config_dict={"plr_address": "ipc:///nowhere/plr.sock", "plr_timeout_s": 0.2})
+        with pytest.raises(ServerUnreachable) as raised, trained(config, 1):
+            pass
+    assert 0.2 <= raised.value.waited_s < 5.0
 
 
 def test_a_learner_without_an_address():

@@ -17,7 +17,8 @@ from gymnasium import spaces
 from level_env import LevelEnv, episode_of, reward_of
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO
-from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -28,7 +29,7 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from plr_client import InvalidInput, MissingDependency, Trainer
+from plr_client import InvalidInput, MissingDependency, ServerUnreachable, Trainer
 from plr_server import Config, launch
 from wrappers import LevelReplay, sb3
 from wrappers.sb3 import LevelReplayCallback
@@ -357,6 +358,104 @@ def test_a_rollout_that_another_callback_stopped_is_dropped_and_so_is_the_row_wi
         assert trainer.stats()["steps"] == 31 * 3
 
 
+@pytest.mark.parametrize("same_callback", [True, False])
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_after_an_evaluation_on_the_training_envs_the_row_with_the_stale_observation_is_left_out(
+    evaluated, same_callback
+):
+    with launch(curriculum(partial="stitch")) as server, Trainer(server.address) as trainer:
+        envs = DummyVecEnv([lambda: LevelReplay(LevelEnv(), server.address)] * 3)
+        model = agent(PPO, envs)
+        callback = LevelReplayCallback(server.address)
+        model.learn(48, callback=callback)
+        if evaluated:
+            evaluate_policy(model, envs, 5, warn=False)
+        if not same_callback:
+            callback = LevelReplayCallback(server.address)
+        told = []
+
+        class Levels(BaseCallback):
+            def _on_step(self):
+                return True
+
+            def _on_rollout_end(self):
+                told.append(pair(self.model.rollout_buffer.observations)[0] == callback.levels)
+
+        model.learn(48, callback=[callback, Levels()], reset_num_timesteps=False)
+        assert told[0][1:].all()
+        if evaluated:
+            assert not told[0][0].all()
+        else:
+            assert told[0][0].all()
+        # Nobody told a callback of its own whether the envs had been played since.
+        assert trainer.stats()["steps"] == 48 + (48 if same_callback and not evaluated else 45)
+        envs.close()
+
+
+def test_an_evaluation_on_the_training_envs_in_mid_training_is_refused():
+    class Evaluates(BaseCallback):
+        def _on_step(self):
+            if self.n_calls == 5:
+                evaluate_policy(self.model, self.training_env, 2, warn=False)
+            return True
+
+    with launch(curriculum()) as server, Trainer(server.address) as trainer:
+        envs = DummyVecEnv([lambda: LevelReplay(LevelEnv(), server.address)] * 3)
+        with pytest.raises(
+            InvalidInput, match=r"^envs\[0\]: expected a new episode only where one has ended .*evaluate"
+        ):
+            agent(PPO, envs).learn(48, callback=[LevelReplayCallback(server.address), Evaluates()])
+        assert trainer.stats()["pushes"] == 0
+        envs.close()
+
+
+@pytest.mark.parametrize("vec_env", [DummyVecEnv, SubprocVecEnv], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("repeats", [1, 3], ids=["", "and keeps the info of a first step"])
+def test_a_wrapper_that_resets_inside_its_step_is_refused(run, vec_env, repeats):
+    class Trials(gym.Wrapper):
+        trial = 0
+
+        def step(self, action):
+            for _ in range(repeats):
+                result = self.env.step(action)
+                if result[2] or result[3]:
+                    break
+            self.trial += result[2] or result[3]
+            if (result[2] or result[3]) and self.trial % 3:
+                return self.env.reset()[0], result[1], False, False, result[4]
+            return result
+
+    envs = vec_env([lambda: Trials(LevelReplay(LevelEnv(), run))] * 2)
+    with pytest.raises(InvalidInput, match=r"^envs\[[01]\]: .* put LevelReplay around a wrapper that resets inside"):
+        agent(PPO, envs, n_steps=64).learn(128, callback=LevelReplayCallback(run))
+    envs.close()
+
+
+def test_both_ends_must_name_the_same_curriculum():
+    with launch({"default": curriculum(), "train": curriculum()}) as server:
+        envs = DummyVecEnv([lambda: LevelReplay(LevelEnv(), server.address, curriculum="train")] * 2)
+        model = agent(PPO, envs)
+        expected = r"^curriculum: expected the curriculum that every LevelReplay asks, 'train' .*, got 'default'$"
+        with pytest.raises(InvalidInput, match=expected):
+            model.learn(32, callback=LevelReplayCallback(server.address))
+        model.learn(32, callback=LevelReplayCallback(server.address, curriculum="train"))
+        with Trainer(server.address, curriculum="train") as trainer:
+            assert trainer.stats()["steps"] == 32
+        envs.close()
+
+
+def test_an_eval_env_without_level_replay_takes_no_levels_from_training():
+    with launch(curriculum()) as server, Trainer(server.address) as trainer:
+        envs = DummyVecEnv([lambda: LevelReplay(LevelEnv(), server.address)] * 3)
+        eval_envs = DummyVecEnv([LevelEnv])
+        evaluation = EvalCallback(eval_envs, eval_freq=16, n_eval_episodes=4, verbose=0, warn=False)
+        agent(PPO, envs).learn(96, callback=[LevelReplayCallback(server.address), evaluation])
+        stats = trainer.stats()
+        assert stats["draws"] == stats["episodes"] + 3  # those that still play
+        assert evaluation.last_mean_reward != -np.inf
+        envs.close()
+
+
 def test_levels_picked_through_the_options_are_left_out():
     picked = next(level for level in range(5000, 6000) if episode_of(level)[0] == 9)  # outside the curriculum
     left_out = []
@@ -478,6 +577,22 @@ def test_an_episode_begun_without_a_reset_is_refused(run):
 def test_a_wrong_address_is_refused_at_once():
     with pytest.raises(InvalidInput, match="address"):
         LevelReplayCallback("localhost:5555")
+
+
+def test_a_server_that_is_gone_is_waited_for_as_long_as_said():
+    with launch(curriculum()) as server:
+        envs = DummyVecEnv([lambda: LevelReplay(LevelEnv(), server.address)])
+        model, callback = agent(PPO, envs), LevelReplayCallback(server.address, timeout_s=0.2)
+
+        class Ends(BaseCallback):
+            def _on_step(self):
+                if self.n_calls == 16:  # of 16, so that no env asks any more
+                    server.stop()
+                return True
+
+        with pytest.raises(ServerUnreachable) as raised:
+            model.learn(16, callback=[callback, Ends()])
+    assert 0.2 <= raised.value.waited_s < 5.0
 
 
 def test_without_sb3_the_import_says_what_to_install(monkeypatch):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import doctest
+import threading
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from faults import eventually
+from gymnasium.utils.env_checker import check_env
+from gymnasium.wrappers import Autoreset
 from level_env import LevelEnv
 
 import wrappers.env
-from plr_client import InvalidInput, Trainer
+from plr_client import InvalidInput, LevelOutsideSpace, ServerUnreachable, Trainer
 from plr_server import Config, launch
 from wrappers import LevelReplay
 
@@ -45,6 +52,16 @@ def test_every_reset_plays_an_assigned_level(address: str) -> None:
         assert not PLR_KEYS & env.step(0)[4].keys()
     env.close()
     assert len(played) > 1
+
+
+def test_the_reset_and_the_first_step_tell_how_many_episodes_have_begun(address: str) -> None:
+    env = LevelReplay(LevelEnv(), address)
+    for number in (1, 2, 3):
+        _, info = env.reset(options={"level": 301} if number == 2 else None)
+        assert info["plr_episode"] == number
+        assert env.step(0)[4]["plr_episode"] == number
+        assert "plr_episode" not in env.step(0)[4]
+    env.close()
 
 
 def test_a_seed_never_picks_the_level(address: str) -> None:
@@ -100,7 +117,8 @@ def test_set_level_gets_the_wrapped_env_and_the_seed_is_the_callers(address: str
 
 def test_an_info_dict_that_the_env_keeps_is_not_written_to(address: str) -> None:
     env = LevelReplay(LevelEnv(mute=True), address)
-    assert env.reset()[1].keys() == PLR_KEYS
+    assert env.reset()[1].keys() == PLR_KEYS | {"plr_episode"}
+    assert env.step(0)[4] == {"plr_episode": 1}
     assert env.step(0)[4] == {}
     env.close()
 
@@ -112,7 +130,7 @@ def test_connects_at_the_first_reset_and_leaves_at_close(address: str) -> None:
     env.reset()
     assert sessions(address) == before + 1
     env.close()
-    assert sessions(address) == before
+    eventually(lambda: sessions(address) == before, "its goodbye")
 
 
 def test_is_replay_tells_levels_that_have_a_score() -> None:
@@ -143,6 +161,72 @@ def test_the_spec_rebuilds_the_env(address: str) -> None:
     assert rebuilt.reset()[1]["plr_level"] in LEVELS
     rebuilt.close()
     env.close()
+
+
+class Loader:
+    """Something large that cannot be copied, shared by the envs of a process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def load(self, env: gym.Env, level: int) -> None:
+        with self.lock:
+            env.unwrapped.next_level = level
+
+
+def test_what_set_level_holds_is_not_copied(address: str) -> None:
+    gym.register("Loaded-v0", LevelEnv)
+    loader = Loader()
+    env = LevelReplay(gym.make("Loaded-v0", disable_env_checker=True), address, set_level=loader.load)
+    assert env.spec is not None
+    assert env.spec.additional_wrappers[-1].kwargs["set_level"].__self__ is loader
+    rebuilt = gym.make(env.spec)
+    observation, info = rebuilt.reset()
+    assert observation[0] == info["plr_level"] in LEVELS
+    rebuilt.close()
+    del gym.registry["Loaded-v0"]
+
+
+def test_a_picked_level_of_payloads_is_played_by_its_payload() -> None:
+    given = []
+    with launch(Config(levels="payloads", capacity=4)) as server, Trainer(server.address) as trainer:
+        ids = trainer.insert([{"maze": n} for n in range(3)]).tolist()
+        env = LevelReplay(LevelEnv(), server.address, set_level=lambda _, payload: given.append(payload))
+        before = trainer.stats()["draws"]
+        for level, maze in zip(ids, range(3), strict=True):
+            _, info = env.reset(options={"level": level})
+            assert (info["plr_level"], info["plr_scored"], given[-1]) == (level, False, {"maze": maze})
+        assert trainer.stats()["draws"] == before
+        with pytest.raises(LevelOutsideSpace, match=r"options\['level'\]: expected the id of a level whose"):
+            env.reset(options={"level": max(ids) + 1})
+        assert len(given) == 3
+        env.close()
+
+
+@pytest.mark.parametrize("wrap", [LevelReplay, lambda env, _: Autoreset(env)])
+@pytest.mark.parametrize("between", [lambda env: env, gym.wrappers.OrderEnforcing])
+def test_what_would_reset_behind_its_back_may_not_be_inside(address: str, wrap: Any, between: Any) -> None:
+    inner = between(wrap(LevelEnv(), address))
+    with pytest.raises(InvalidInput, match=r"^env: expected .* no LevelReplay inside, and Autoreset around it, got "):
+        LevelReplay(inner, address)
+
+
+def test_gymnasiums_check_env_fails_by_design(address: str) -> None:
+    env = LevelReplay(gym.make("CartPole-v1"), address)
+    with warnings.catch_warnings(), pytest.raises(AssertionError, match=r"[Dd]eterministic"):  # noqa: PT012
+        warnings.simplefilter("ignore")
+        for _ in range(20):  # two levels in a row may happen to be the same
+            check_env(env, skip_render_check=True)
+    env.close()
+
+
+def test_a_server_that_is_not_there_is_waited_for_as_long_as_said(tmp_path: Path) -> None:
+    env = LevelReplay(LevelEnv(), f"ipc://{tmp_path}/plr.sock", timeout_s=0.2)
+    with pytest.raises(ServerUnreachable) as raised:
+        env.reset()
+    assert 0.2 <= raised.value.waited_s < 5.0
+    with pytest.raises(InvalidInput, match="timeout_s"):
+        LevelReplay(LevelEnv(), f"ipc://{tmp_path}/plr.sock", timeout_s=0.0)
 
 
 def test_an_address_must_be_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from faults import eventually
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from level_env import (
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 from plr_client import InvalidInput, LevelClient, LevelOutsideSpace, MissingField, ServerUnreachable, Trainer
 from plr_server import Config, launch
 from wrappers import LevelReplay, LevelReplayVector
-from wrappers.vector import RECORDED_STEPS_MAX
+from wrappers import vector as module
 
 # Python 3.12 and newer warn of every fork in a process with threads, and numpy has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -291,7 +293,7 @@ def test_sessions_are_those_that_play_and_push_and_end_with_close(address: str, 
         assert trainer.stats()["sessions"] == before + playing + 1
         envs.close()
         envs.close()
-        assert trainer.stats()["sessions"] == before
+        eventually(lambda: trainer.stats()["sessions"] == before, "their goodbyes")
 
 
 @pytest.mark.parametrize("arrangement", ["inside", "bare"])
@@ -520,24 +522,24 @@ def test_the_server_refuses_levels_it_does_not_have(address: str) -> None:
         envs.close()
 
 
-def test_recording_ends_when_nobody_pushes(address: str) -> None:
-    class Endless(LevelEnv):
-        def step(self, action: Any) -> Any:  # noqa: ARG002
-            return self._observe(), 1.0, False, False, {}
-
-    envs = LevelReplayVector(sync_envs([Endless], SAME_STEP), address)
+@pytest.mark.parametrize("n", [1, 64])
+def test_recording_ends_when_nobody_pushes(address: str, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    monkeypatch.setattr(module, "RECORDED_BYTES_MAX", 64 * 1024)
+    steps_max = 64 * 1024 // (19 * n)  # a step of an env takes 19 bytes
+    envs = LevelReplayVector(NativeLevelEnvs(n, SAME_STEP), address)
     envs.reset()
-    action = np.zeros(1, np.int64)
-    for _ in range(RECORDED_STEPS_MAX):
+    action = np.zeros(n, np.int64)
+    for _ in range(steps_max):
         envs.step(action)
-    assert envs._rollout.rows.shape == (RECORDED_STEPS_MAX, 1)
+        assert envs._rollout._rows.nbytes <= 64 * 1024
+    assert envs._rollout.rows.shape == (steps_max, n)
     envs.step(action)
     assert envs._rollout.rows.nbytes == 0  # the memory is given back
-    with pytest.raises(InvalidInput, match=f"push: expected a push at least every {RECORDED_STEPS_MAX} steps"):
-        envs.push(np.zeros((RECORDED_STEPS_MAX + 1, 1)), np.zeros(1))
+    with pytest.raises(InvalidInput, match=f"push: expected a push at least every {steps_max} steps"):
+        envs.push(np.zeros((steps_max + 1, n)), np.zeros(n))
     envs.reset()
     envs.step(action)
-    envs.push(np.zeros((1, 1)), np.zeros(1))
+    envs.push(np.zeros((1, n)), np.zeros(n))
     envs.close()
 
 
@@ -611,20 +613,214 @@ def test_other_vector_wrappers_go_around(address: str) -> None:
     envs.close()
 
 
-def test_infos_must_arrive(address: str) -> None:
-    class Silent(VectorWrapper):
-        def reset(self, **kwargs: Any) -> Any:
-            return super().reset(**kwargs)[0], {}
+class KeepsInfos(VectorWrapper):
+    """Hands on of the infos of resets, or of steps, only what a logger wants."""
 
-    envs = LevelReplayVector(Silent(sync_envs([lambda: LevelReplay(LevelEnv(), address)] * 2, NEXT_STEP)), address)
-    with pytest.raises(InvalidInput, match="infos: expected plr_level from every LevelReplay that was reset"):
+    def __init__(self, envs: VectorEnv, of: str) -> None:
+        super().__init__(envs)
+        self.of = of
+
+    def reset(self, **kwargs: Any) -> Any:
+        observations, infos = super().reset(**kwargs)
+        return observations, {} if self.of == "resets" else infos
+
+    def step(self, actions: Any) -> Any:
+        *results, infos = super().step(actions)
+        return *results, {key: infos[key] for key in infos if self.of != "steps" or "final" in key}
+
+
+def test_infos_of_resets_must_arrive(address: str) -> None:
+    inner = sync_envs([lambda: LevelReplay(LevelEnv(), address)] * 2, NEXT_STEP)
+    envs = LevelReplayVector(KeepsInfos(inner, "resets"), address)
+    with pytest.raises(InvalidInput, match=r"^infos: expected plr_level from the envs that have begun .*, \[0, 1\]"):
         envs.reset()
     envs.close()
 
 
+def play_until_it_raises(envs: LevelReplayVector, steps: int) -> tuple[str, NDArray[np.void]]:
+    """Plays, checks that every row recorded has the level that its observation shows; returns what was raised."""
+    observations, _ = envs.reset()
+    shown = []
+    with pytest.raises(InvalidInput) as raised:  # noqa: PT012
+        for _ in range(steps):
+            shown.append(observations[:, 0])
+            observations, _, terminations, truncations, _ = envs.step(np.zeros(envs.num_envs, np.int64))
+            if envs.metadata["autoreset_mode"] is DISABLED and (dones := terminations | truncations).any():
+                observations, _ = envs.reset(options={"reset_mask": dones})
+    rows = envs._rollout.rows
+    assert (rows["levels"] == np.array(shown)[: len(rows)])[rows["valid"]].all()
+    return str(raised.value), rows
+
+
+@pytest.mark.parametrize("mode", [NEXT_STEP, SAME_STEP])
+def test_infos_of_steps_must_arrive(address: str, mode: AutoresetMode) -> None:
+    inner = sync_envs([lambda: LevelReplay(LevelEnv(), address)] * 2, mode)
+    envs = LevelReplayVector(KeepsInfos(inner, "steps"), address)
+    message, rows = play_until_it_raises(envs, 20)
+    assert message.startswith("infos: expected plr_level from the envs that have begun an episode, [")
+    assert "keeps infos to itself" in message
+    assert len(rows) < 10  # at the first end of an episode
+    envs.close()
+
+
+class Trials(gym.Wrapper):
+    """Plays three episodes as if they were one: it resets inside its step."""
+
+    def __init__(self, env: gym.Env, *, tells: bool = False, repeats: int = 1) -> None:
+        super().__init__(env)
+        self.tells, self.repeats = tells, repeats
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.trial = 0
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        for _ in range(self.repeats):  # as frame skipping does: of these infos only the last arrives
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            if terminated or truncated:
+                break
+        if (terminated or truncated) and self.trial < 2:
+            self.trial += 1
+            observation, begun = self.env.reset()
+            return observation, reward, False, False, begun if self.tells else info
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("kind", [sync_envs, async_envs])
+@pytest.mark.parametrize("tells", [False, True])
+def test_a_wrapper_that_resets_inside_its_step_is_noticed_before_a_row_is_wrong(
+    address: str, mode: AutoresetMode, kind: Any, tells: bool
+) -> None:
+    envs = LevelReplayVector(kind([lambda: Trials(LevelReplay(LevelEnv(), address), tells=tells)] * 3, mode), address)
+    message, rows = play_until_it_raises(envs, 30)
+    assert "resets inside its step" in message
+    assert len(rows) <= 9
+    envs.close()
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_resets_inside_a_step_are_noticed_at_the_next_reset_at_the_latest(address: str, mode: AutoresetMode) -> None:
+    def make() -> gym.Env:
+        return Trials(LevelReplay(LevelEnv(), address), repeats=3)
+
+    envs = LevelReplayVector(sync_envs([make] * 2, mode), address)
+    envs.reset()
+    expected = r"^infos: expected plr_episode \d from env [01], which has begun so many \("
+    with pytest.raises(InvalidInput, match=expected):  # noqa: PT012
+        for _ in range(12):
+            *_, terminations, truncations, _ = envs.step(np.zeros(2, np.int64))
+            if mode is DISABLED and (dones := terminations | truncations).any():
+                envs.reset(options={"reset_mask": dones})
+    envs.close()
+
+
+class Skips(gym.Wrapper):
+    """Takes every action twice, and hands on the last info only."""
+
+    def step(self, action: Any) -> Any:
+        results = self.env.step(action)
+        return results if results[2] or results[3] else self.env.step(action)
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_a_wrapper_may_keep_the_info_of_a_first_step(address: str, mode: AutoresetMode) -> None:
+    envs = LevelReplayVector(sync_envs([lambda: Skips(LevelReplay(LevelEnv(), address))] * 3, mode), address)
+    observations, _ = envs.reset()
+    for _ in range(40):
+        assert (envs.levels == observations[:, 0]).all()
+        observations, _, terminations, truncations, _ = envs.step(np.zeros(3, np.int64))
+        if mode is DISABLED and (dones := terminations | truncations).any():
+            observations, _ = envs.reset(options={"reset_mask": dones})
+    envs.close()
+
+
+def test_both_ends_must_name_the_same_curriculum() -> None:
+    with launch({"default": CONFIG, "train": CONFIG}) as server:
+        for asked, pushed in (("train", "default"), ("default", "train")):
+            make = functools.partial(LevelReplay, LevelEnv(), server.address, curriculum=asked)
+            envs = async_envs([make], NEXT_STEP)
+            expected = f"^curriculum: expected the curriculum that every LevelReplay asks, '{asked}' .* '{pushed}'$"
+            with pytest.raises(InvalidInput, match=expected):
+                LevelReplayVector(envs, server.address, curriculum=pushed)
+            envs = LevelReplayVector(envs, server.address, curriculum=asked)
+            drive = Drive(envs)
+            drive.step()
+            drive.push(final=False)
+            with Trainer(server.address, curriculum=asked) as trainer:
+                assert trainer.stats()["steps"] == 1
+            envs.close()
+
+
+def test_the_mode_is_that_of_these_very_envs(address: str) -> None:
+    """Before Gymnasium 1.4 vector envs of a class share their metadata; the tests run on 1.2.2 too."""
+    inner = sync_envs([lambda: LevelReplay(LevelEnv(), address)] * N, SAME_STEP)
+    others = sync_envs([LevelEnv] * 2, NEXT_STEP)
+    envs = LevelReplayVector(inner, address)
+    more = sync_envs([LevelEnv] * 2, DISABLED)
+    assert envs.metadata["autoreset_mode"] is SAME_STEP
+    assert RecordEpisodeStatistics(envs)._autoreset_mode is SAME_STEP
+    drive = Drive(envs)
+    for _ in range(60):
+        drive.step()
+    assert (drive.real_rows, drive.dummy_rows) == (60 * N, 0)
+    for vector in (envs, others, more):
+        vector.close()
+
+
+@pytest.mark.parametrize("levels", [3, 40])
+@pytest.mark.parametrize("arrangement", ["inside", "bare"])
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_resets_right_after_pushes_leave_no_wrong_score_and_hardly_a_column(
+    levels: int, mode: AutoresetMode, arrangement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stitched episodes are scored whole or, where a reset cut them after a push, not at all."""
+    n, rng = 4, np.random.default_rng(0)
+    config = Config(
+        levels=range(levels), strategy="one_step_td_error", gamma=VALUE_DISCOUNT, partial="stitch", transform="constant"
+    )
+    columns = []
+
+    class Watched(Trainer):
+        def push(self, *arrays: Any, **more: Any) -> int:
+            columns.append(more["columns"].tolist())
+            return super().push(*arrays, **more)
+
+    monkeypatch.setattr(module, "Trainer", Watched)
+    with launch(config) as server:
+        envs = build(server.address, sync_envs, mode, arrangement, n=n)
+        drive = Drive(envs)
+        for _ in range(150):
+            for _ in range(rng.integers(1, 7)):
+                drive.step()
+            drive.push(final=mode is not NEXT_STEP)
+            mask = (drive.step_index > 0) & (rng.random(n) < 0.5)
+            if mode is NEXT_STEP:  # an end by a time limit bootstraps from the row that follows
+                mask &= ~envs._ended
+            if mask.any():
+                outside = rng.random() < 0.2
+                options = {"reset_mask": mask} | ({"level": NOT_ASSIGNED - 1} if outside else {})
+                drive.begin(envs.reset(options=options)[0])
+        scores = scores_of(server.address)
+        envs.close()
+    assert len(scores) > 0.9 * levels
+    assert scores == pytest.approx({level: td_error_of(level, bootstraps=True) for level in scores}, rel=1e-6)
+    assert all(name % n == env for block in columns for env, name in enumerate(block))
+    names = {name for block in columns for name in block}
+    assert n < len(names) <= (2 * n if levels == 40 else 8 * n)  # of 300 episodes that a reset cut after a push
+
+
 def test_the_autoreset_mode_must_be_told(address: str) -> None:
-    envs = sync_envs([LevelEnv], NEXT_STEP)
-    del envs.metadata["autoreset_mode"]
+    envs = NativeLevelEnvs(2, NEXT_STEP)
+    envs.metadata = {}
     with pytest.raises(InvalidInput, match=r"envs: expected an AutoresetMode in envs.metadata\['autoreset_mode'\]"):
         LevelReplayVector(envs, address)
+    envs.close()
+
+
+def test_a_server_that_is_not_there_is_waited_for_as_long_as_said(tmp_path: Path) -> None:
+    envs = LevelReplayVector(sync_envs([LevelEnv], NEXT_STEP), f"ipc://{tmp_path}/plr.sock", timeout_s=0.2)
+    with pytest.raises(ServerUnreachable) as raised:
+        envs.reset()
+    assert 0.2 <= raised.value.waited_s < 5.0
     envs.close()

@@ -18,11 +18,13 @@ from plr_server.curriculum.sampling.order import KeyOrder
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+PReplay = Callable[[Ints, Floats, Ints], tuple[Floats, Floats]]
+
 UNKNOWN = -1
 
 
 class EvictionOrder(KeyOrder):
-    """Levels by falling P_S, with the last drawn of each block.
+    """Levels by falling value, which P_S grows with; their keys are minus that. Each block knows its last drawn.
 
     Args:
         last_drawn: (N or more,) int64, 0 or more; the sampler's own array, read when it is needed.
@@ -33,14 +35,15 @@ class EvictionOrder(KeyOrder):
         super().__init__()
 
     def touch(self, key: float, index: int) -> None:
-        """Notes that a level that is in has just been drawn, later than every other."""
-        block = self._block_of(key, index)
-        self._latest[block], self._latest_index[block] = self._last_drawn[index], index
+        """Notes that a level that is in was drawn lately: no other later, but for those this is called for as well."""
+        block, last_drawn = self._block_of(key, index), self._last_drawn[index]
+        if last_drawn > self._latest[block]:
+            self._latest[block], self._latest_index[block] = last_drawn, index
 
-    def lowest(self, p_replay: Callable[[Ints, Floats, Ints], tuple[Floats, Floats]]) -> int:
-        """Returns the level of the lowest P_replay.
+    def lowest(self, p_replay: PReplay) -> int:
+        """Returns the level that goes first by P_replay, P_S, value (minus its key), last_drawn and index.
 
-        Where float64 does not tell two apart, that of the lower P_S; then the one drawn later; then the lower index.
+        The lowest each, but of last_drawn the highest; one counts where those before it are alike.
 
         Args:
             p_replay: ranks (0 is the first), keys and last_drawn of m levels to (P_replay, P_S), each (m,). Both must
@@ -51,7 +54,8 @@ class EvictionOrder(KeyOrder):
             last_drawn = self._last_drawn[indices]
             latest = last_drawn.max()
             self._latest[block], self._latest_index[block] = latest, indices[last_drawn == latest].min()
-        bounds = _columns(*p_replay(self._ends_array - 1, np.array(self._last_keys), self._latest), self._latest)
+        # What no level of the block is below: each column at its least, and the least index with that last_drawn.
+        bounds = _columns(p_replay, self._ends_array - 1, np.array(self._last_keys), self._latest)
         best: tuple[float, ...] | None = None
         for block in np.lexsort((self._latest_index, *bounds[::-1])).tolist():
             if best is not None and (*(column[block] for column in bounds), self._latest_index[block]) >= best:
@@ -60,7 +64,7 @@ class EvictionOrder(KeyOrder):
             last_drawn = self._last_drawn[indices]
             stop = int(self._ends_array[block])
             ranks = np.arange(stop - len(indices), stop)
-            columns = _columns(*p_replay(ranks, np.frombuffer(self._keys[block]), last_drawn), last_drawn)
+            columns = _columns(p_replay, ranks, np.frombuffer(self._keys[block]), last_drawn)
             left = np.arange(len(indices))
             for column in columns:
                 left = left[column[left] == column[left].min()]
@@ -80,6 +84,6 @@ class EvictionOrder(KeyOrder):
         self._latest_index = np.zeros(len(self._keys), dtype=np.int64)
 
 
-def _columns(p_replay: Floats, p_score: Floats, last_drawn: Ints) -> tuple[Floats, Floats, Ints]:
+def _columns(p_replay: PReplay, ranks: Ints, keys: Floats, last_drawn: Ints) -> tuple[Floats, Floats, Floats, Ints]:
     """Returns by what levels are compared, ascending, before their indices."""
-    return p_replay, p_score, -last_drawn
+    return *p_replay(ranks, keys, last_drawn), -keys, -last_drawn

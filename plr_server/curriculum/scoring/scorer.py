@@ -25,10 +25,10 @@ from plr_server.curriculum.scoring.pools import joined as joined_steps
 from plr_server.curriculum.scoring.rollouts import MAX_LOGITS, MAX_STEPS, Rollout, check
 from plr_server.curriculum.scoring.stitching import OpenEpisodes, Stitched
 from plr_server.curriculum.scoring.strategies import FUNCTION, Strategy, strategy_named
+from plr_server.curriculum.spaces.open_space import NOT_IN_TABLE
 
 MAX_OPEN_NUMBERS = 2**26  # floats of open episodes, of all sources: half a GiB
 MAX_ENTERING = 2**14  # levels of one push that may take others' places in an open table, at 0.3 to 0.6 ms each
-NOT_IN_TABLE = -1  # the index of a level that has none
 
 IndicesOf = Callable[[Ints], Ints]  # ids (m,) to indices (m,), NOT_IN_TABLE for none; raises LevelOutsideSpace
 

@@ -39,10 +39,15 @@ class LevelSpace:
 
 
 class RangeSpace(LevelSpace):
-    """The levels of a Python range, without an object or a byte per level."""
+    """The levels of a Python range, without an object or a byte per level; its ends may be 2**64 apart.
+
+    Distances between ids are computed in uint64: they may be beyond int64, and there differences wrap to what they are.
+    """
 
     def __init__(self, levels: range) -> None:
         self._levels = levels
+        self._first = np.array(levels[0]).astype(np.uint64)
+        self._step = np.array(abs(levels.step) if len(levels) > 1 else 1, dtype=np.uint64)
 
     def __len__(self) -> int:
         return len(self._levels)
@@ -54,13 +59,16 @@ class RangeSpace(LevelSpace):
         return (level - self._levels.start) // self._levels.step
 
     def ids(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self._levels.start + self._levels.step * indices
+        distance = indices.astype(np.uint64) * self._step
+        return (self._first + distance if self._levels.step > 0 else self._first - distance).astype(np.int64)
 
     def indices(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        first, last = sorted((self._levels[0], self._levels[-1]))
-        outside = (ids < first) | (ids > last)
-        indices = (np.where(outside, first, ids) - self._levels.start) // self._levels.step
-        _refuse(ids, outside | (self.ids(indices) != ids), f"one of the {len(self)} levels of {self._levels}")
+        low, high = sorted((self._levels[0], self._levels[-1]))
+        unsigned = ids.astype(np.uint64)
+        distance = unsigned - self._first if self._levels.step > 0 else self._first - unsigned
+        outside = (ids < low) | (ids > high) | (distance % self._step != 0)
+        _refuse(ids, outside, f"one of the {len(self)} levels of {self._levels}")
+        indices: NDArray[np.int64] = (distance // self._step).astype(np.int64)
         return indices
 
 

@@ -6,7 +6,7 @@ is in the table, and an id always. No IO; draws from the generator it is given.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from plr_client.errors import InvalidInput, LevelOutsideSpace
 from plr_client.levels import NO_PARENT
+from plr_server.curriculum.sampling.unseen import Bag, UnseenLevels
 from plr_server.curriculum.spaces.level_space import LevelSpace
 
 NUM_SEEDS = 2**31  # of the unbounded space
@@ -90,10 +91,6 @@ class OpenSpace(LevelSpace):
         """Forgets a level that is not, or no longer, in the table."""
         self._drawn.pop(level, None)
 
-    def new_level(self, rng: np.random.Generator, in_flight: Collection[int]) -> int:
-        """Returns a level that is not in the table, and not in flight unless all such are."""
-        raise NotImplementedError
-
     def drawn(self, level: int, at: int) -> None:
         """Notes that a new level is handed out as the one that makes it `at` draws."""
         self._drawn.pop(level, None)
@@ -104,12 +101,6 @@ class OpenSpace(LevelSpace):
     def drawn_at(self, level: int, otherwise: int) -> int:
         """Returns how many levels were drawn when a new one was last; `otherwise` where that is not known."""
         return self._drawn.pop(level, otherwise)
-
-    def begin(self, level: int) -> None:
-        """Notes that a level is in flight."""
-
-    def end(self, level: int) -> None:
-        """Notes that a level is no longer in flight."""
 
     def state(self) -> dict[str, Any]:
         """Returns the state, from which `restore` makes an equal space; the caller copies it."""
@@ -132,31 +123,38 @@ class UnboundedSpace(OpenSpace):
     def is_kept(self, level: int) -> bool:  # noqa: ARG002
         return True
 
-    def new_level(self, rng: np.random.Generator, in_flight: Collection[int]) -> int:
-        while True:
-            level = int(rng.random() * NUM_SEEDS)
-            if level not in self._index and level not in in_flight:
-                return level
+    def new_level(self, rng: np.random.Generator) -> int:
+        """Returns a level that is not in the table."""
+        while (level := int(rng.random() * NUM_SEEDS)) in self._index:
+            pass
+        return level
 
     def _ids_stop(self) -> tuple[int, str]:
         return NUM_SEEDS, f"a seed from 0 to {NUM_SEEDS - 1}"
 
 
 class PayloadSpace(OpenSpace):
-    """Levels that were inserted, ids 0, 1, ... in that order. Those without a score wait to be handed out as new."""
+    """Levels that were inserted, ids 0, 1, ... in that order. Those without a score wait to be handed out as new.
 
-    def __init__(self, capacity: int) -> None:
+    Args:
+        capacity: how many levels the table keeps, 1 or more.
+        cap: how many slots may play a level, 0 for any number.
+
+    Attributes:
+        unseen: the levels that wait, by id; told by whoever hands them out how many slots play each.
+    """
+
+    def __init__(self, capacity: int, cap: int) -> None:
         super().__init__(capacity)
         self._next_id = 0
         self._packed: dict[int, bytes] = {}  # of every level kept, waiting or in the table
         self._id_of: dict[bytes, int] = {}
         self._parents: dict[int, int] = {}
-        self._idle: list[int] = []  # waiting and not in flight
-        self._place: dict[int, int] = {}  # in that list
+        self.unseen = UnseenLevels(Bag, cap)
 
     @property
     def num_waiting(self) -> int:
-        return len(self._packed) - len(self._index)
+        return len(self.unseen.every)
 
     def check(self, packed: Sequence[bytes], parents: Sequence[int], *, wait: bool) -> None:
         """Tells whether payloads can be interned, one parent each.
@@ -184,12 +182,23 @@ class PayloadSpace(OpenSpace):
         self._packed[level] = packed
         self._id_of[packed] = level
         self._parents[level] = parent
-        self.end(level)
+        self.unseen.add(level)
         return level
 
     def packed(self, level: int) -> bytes:
         """Returns the payload of a level that is kept."""
         return self._packed[level]
+
+    def described(self, levels: Sequence[int]) -> list[tuple[int, bytes, int]]:
+        """Returns id, payload and parent of levels.
+
+        Raises:
+            LevelOutsideSpace: one of them is not kept.
+        """
+        for level in levels:
+            if not self.is_kept(level):
+                raise LevelOutsideSpace("levels", "ids of levels in the table or waiting", f"level {level}")
+        return [(level, self.packed(level), self.parent(level)) for level in levels]
 
     def parent(self, level: int) -> int:
         """Returns the parent of a level that is kept, NO_PARENT for none; it need not be kept itself."""
@@ -199,41 +208,24 @@ class PayloadSpace(OpenSpace):
         return level in self._packed
 
     def enter(self, level: int, index: int) -> None:
-        self.begin(level)
+        self.unseen.remove(level)
         super().enter(level, index)
 
     def leave(self, level: int) -> None:
         super().leave(level)
-        self.begin(level)
+        self.unseen.remove(level)
         del self._id_of[self._packed.pop(level)], self._parents[level]
 
-    def new_level(self, rng: np.random.Generator, in_flight: Collection[int]) -> int:
-        levels = self._idle or sorted(level for level in in_flight if level in self._packed and level not in self)
-        return levels[int(rng.random() * len(levels))]
-
-    def begin(self, level: int) -> None:
-        place = self._place.pop(level, None)
-        if place is not None:
-            last = self._idle.pop()
-            if last != level:
-                self._idle[place] = last
-                self._place[last] = place
-
-    def end(self, level: int) -> None:
-        if level in self._packed and level not in self and level not in self._place:
-            self._place[level] = len(self._idle)
-            self._idle.append(level)
-
     def state(self) -> dict[str, Any]:
-        kept = {"next_id": self._next_id, "packed": self._packed, "parents": self._parents, "idle": self._idle}
-        return super().state() | kept
+        kept = {"next_id": self._next_id, "packed": self._packed, "parents": self._parents}
+        return super().state() | kept | {"unseen": self.unseen.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         super().restore(state)
         self._next_id = state["next_id"]
-        self._packed, self._parents, self._idle = dict(state["packed"]), dict(state["parents"]), list(state["idle"])
+        self._packed, self._parents = dict(state["packed"]), dict(state["parents"])
         self._id_of = {packed: level for level, packed in self._packed.items()}
-        self._place = {level: place for place, level in enumerate(self._idle)}
+        self.unseen.restore(state["unseen"])
 
     def _ids_stop(self) -> tuple[int, str]:
         return self._next_id, f"the id of a level inserted before, below {self._next_id}"

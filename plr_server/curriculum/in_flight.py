@@ -1,0 +1,77 @@
+"""Who plays what: which level each slot of each holder plays, and how many slots play a level.
+
+Used by the assigner. Bookkeeping alone: it knows neither scores nor which levels there are. No IO.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+
+class InFlight:
+    """The levels in flight.
+
+    Args:
+        held: holder -> slot -> level, what `state` returned.
+
+    Attributes:
+        num_slots: level -> how many slots play it, 1 or more; levels that nobody plays are not in it.
+    """
+
+    def __init__(self, held: Mapping[str, Mapping[int, int]] | None = None) -> None:
+        self._held = {holder: dict(levels) for holder, levels in (held or {}).items()}
+        self.num_slots: Counter[int] = Counter()
+        for levels in self._held.values():
+            self.num_slots.update(levels.values())
+
+    def begin(self, holder: str, slots: Sequence[int], levels: Sequence[int]) -> None:
+        """Notes which levels slots play from now on; what they played before must have ended."""
+        held = self._held.setdefault(holder, {})
+        if len(levels) == 1:  # the fast way for one
+            held[slots[0]] = level = levels[0]
+            self.num_slots[level] = self.num_slots.get(level, 0) + 1
+        else:
+            held.update(zip(slots, levels, strict=True))
+            self.num_slots.update(levels)
+
+    def end(self, holder: str, slots: Iterable[int]) -> Iterable[int]:
+        """Notes that what slots played is over; those that play nothing may be among them.
+
+        Returns:
+            The levels that fewer slots play now, each once, in the order of `slots`.
+        """
+        held = self._held.get(holder)
+        if not held:
+            return ()
+        return self._fewer([held.pop(slot) for slot in slots if slot in held])
+
+    def release(self, holder: str) -> Iterable[int]:
+        """Notes that a holder is gone; returns as `end` does for all of its slots."""
+        return self._fewer(list(self._held.pop(holder, {}).values()))
+
+    def _fewer(self, ended: Sequence[int]) -> Iterable[int]:
+        num_slots = self.num_slots
+        if len(ended) == 1:  # the fast way for one
+            left = num_slots.pop(ended[0]) - 1
+            if left:
+                num_slots[ended[0]] = left
+            return ended
+        ended_of = Counter(ended)
+        for level, num in ended_of.items():
+            left = num_slots.pop(level) - num
+            if left:
+                num_slots[level] = left
+        return ended_of
+
+    def holds(self, holder: str) -> bool:
+        """Returns whether one of the holder's slots plays a level."""
+        return bool(self._held.get(holder))
+
+    def total(self) -> int:
+        """Returns how many slots play a level."""
+        return self.num_slots.total()
+
+    def state(self) -> dict[str, dict[int, int]]:
+        """Returns holder -> slot -> level, the whole state; the caller copies it."""
+        return self._held
