@@ -112,10 +112,10 @@ def better_than_chance(facts: Facts) -> Finding | None:
         return None
     if facts.config.strategy in BASELINES:
         return Finding("note", f"The strategy {facts.config.strategy} is a baseline: scores do not steer the draws.")
-    means = f"score {drawn:.3g} on average, the whole table {table:.3g}"
+    means = f"what is replayed scores {drawn:.3g} on average, the whole table {table:.3g}"
     if drawn - table < CHANCE_STD * std:
-        return Finding("watch", f"Replays are hardly better than chance: they {means}.")
-    return Finding("fine", f"It works: replays go to the levels worth learning from. They {means}.")
+        return Finding("watch", f"Replays are hardly better than chance: {means}.")
+    return Finding("fine", f"It works: {means}.")
 
 
 def old_scores(facts: Facts) -> Finding | None:

@@ -176,7 +176,7 @@ def test_every_panel_says_what_the_curriculum_says(run, visit):
     assert page.caption("mass") == f"{few} of {levels_seen} seen levels take 90 % of the replays."
     assert f"{few} of {levels_seen} seen levels take 90 % of the replays: temperature 0.3 is sharp." in page.verdict()
     assert f"{100 * (200 - levels_seen) / 200:.0f} % of the levels are still unseen." in page.verdict()
-    assert "It works: replays go to the levels worth learning from." in page.verdict()
+    assert f"It works: what is replayed scores {shown(drawn)} on average" in page.verdict()
 
 
 def table(page):

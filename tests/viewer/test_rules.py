@@ -32,9 +32,7 @@ def facts(*, counters=(), summary=(), config=(), **more):
     )
 
 
-WELL = Finding(
-    "fine", "It works: replays go to the levels worth learning from. They score 0.5 on average, the whole table 0.25."
-)
+WELL = Finding("fine", "It works: what is replayed scores 0.5 on average, the whole table 0.25.")
 
 CASES = {
     "nobody asked": (
@@ -107,7 +105,10 @@ CASES = {
         rules.better_than_chance,
         facts(summary={"drawn_score": 0.255}),
         facts(summary={"score_std": 0.0}),
-        Finding("watch", "Replays are hardly better than chance: they score 0.255 on average, the whole table 0.25."),
+        Finding(
+            "watch",
+            "Replays are hardly better than chance: what is replayed scores 0.255 on average, the whole table 0.25.",
+        ),
     ),
     "old scores": (
         rules.old_scores,

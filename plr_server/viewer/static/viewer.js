@@ -363,15 +363,15 @@ const COLUMNS = [
   ["staleness", "Staleness", (row) => number(row.staleness)],
 ];
 
-/** The chance of a level in one replay, as a bar cut in its two parts; the full bar is a sure thing. */
-function chance(row) {
+/** The chance of a level in one replay, as a bar cut in its two parts; the most likely level fills it. */
+function chance(row, most) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("viewBox", "0 0 100 8");
   svg.setAttribute("preserveAspectRatio", "none");
   let from = 0;
   for (const part of ["by_score", "by_staleness"]) {
     const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    const width = 100 * row[part];
+    const width = (100 * row[part]) / most;
     for (const [name, value] of Object.entries({ x: from, width, height: 8, class: part.replace("_", "-") })) {
       rect.setAttribute(name, value);
     }
@@ -423,9 +423,10 @@ async function showLevels() {
     if (COLUMNS[i][0] === order.sort) cell.setAttribute("aria-sort", order.descending ? "descending" : "ascending");
     else cell.removeAttribute("aria-sort");
   });
+  const most = Math.max(...found.rows.map((row) => row.weight), Number.MIN_VALUE);
   $("rows").replaceChildren(...found.rows.map((row) =>
     make("tr", { "data-level": row.id }, ...COLUMNS.map(([key, , cell]) =>
-      make("td", key === "weight" ? { class: "chance" } : {}, cell(row))))));
+      make("td", key === "weight" ? { class: "chance" } : {}, cell(row, most))))));
   const note = found.rows.length < found.total
     ? `${number(found.rows.length)} of ${number(found.total)} seen levels. ` : `${number(found.total)} seen levels. `;
   $("levels-note").replaceChildren(note, "The chance of being replayed next:",
