@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import threading
 import time
@@ -23,6 +24,8 @@ from plr_server.curriculum.config import Config
 from plr_server.viewer.history import History
 from plr_server.viewer.measures import Look, look, rows
 from plr_server.viewer.rules import Facts, verdict
+
+logger = logging.getLogger("plr_server")
 
 TICK_S = 1.0  # between two reads of the counters
 LOOK_S = 2.0  # between two reads of the scores, at least
@@ -47,14 +50,18 @@ class Collector:
 
     Raises:
         InvalidInput: the address is no ipc or tcp address.
-        ConfigError: the file is there, and is not one that a viewer wrote.
+        ConfigError: the file is there, and is not one that a viewer wrote; or it could not be written.
     """
 
     def __init__(self, address: str, file: Path | None = None) -> None:
         Trainer(address)  # checks the address
         self.address = address
         self._file = file
-        self._saved = read_file(file)["curricula"] if file is not None and file.exists() else {}
+        self._saved: dict[str, History] = {}
+        if file is not None and file.exists():
+            self._saved = _histories(read_file(file))
+        elif file is not None and not file.parent.is_dir():
+            raise ConfigError("history", "a file in a folder that is there", str(file))
         self._watched: dict[str, _Watched] = {}
         self._answered_s = time.monotonic()
         self._is_lost = self._is_new = True  # new: what it serves is not known
@@ -176,8 +183,7 @@ class Collector:
             for name, fields in described.items():
                 watched = known.pop(name, None) or _Watched(Trainer(self.address, curriculum=name, timeout_s=TIMEOUT_S))
                 watched.begin(fields)
-                if name in self._saved:
-                    watched.history = History.from_dict(self._saved.pop(name)["history"])
+                watched.history = self._saved.pop(name, watched.history)
                 self._watched[name] = watched
         for watched in known.values():
             watched.trainer.close()
@@ -186,8 +192,11 @@ class Collector:
         if self._file is None or not self._watched:
             return
         beside = self._file.with_name(f"{self._file.name}.part")
-        beside.write_text(json.dumps(self.document()), encoding="utf-8")
-        beside.replace(self._file)
+        try:
+            beside.write_text(json.dumps(self.document()), encoding="utf-8")
+            beside.replace(self._file)
+        except OSError as exc:  # a full disk ends no page
+            logger.warning("the history cannot be written: %s", exc)
 
 
 class _Watched:
@@ -300,6 +309,15 @@ def read_file(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:  # ValueError: no JSON, or no UTF-8
         raise ConfigError("history", expected, f"{path} ({exc!s:.200})") from exc
-    if not isinstance(document, dict) or document.get("format") != FILE_FORMAT:
+    try:
+        is_ours = document["format"] == FILE_FORMAT and isinstance(_histories(document), dict)
+    except (AttributeError, KeyError, TypeError, ValueError):  # some other JSON
+        is_ours = False
+    if not is_ours:
         raise ConfigError("history", expected, f"{path}, which is something else")
-    return document
+    found: dict[str, Any] = document
+    return found
+
+
+def _histories(document: Mapping[str, Any]) -> dict[str, History]:
+    return {name: History.from_dict(of["history"]) for name, of in document["curricula"].items()}

@@ -84,7 +84,8 @@ def silence(facts: Facts) -> Finding | None:
     usual_s = facts.push_every_s or 0.0
     if facts.silent_s < max(SILENCE_S, SILENCE_PUSHES * usual_s) or not facts.counters["draws"]:
         return None
-    return Finding("trouble", f"No push for {duration(facts.silent_s)}: is the trainer still running?")
+    tens_s = facts.silent_s // 10 * 10  # a verdict that changes every second is read to some people every second
+    return Finding("trouble", f"No push for {duration(tens_s)}: is the trainer still running?")
 
 
 def constant_scores(facts: Facts) -> Finding | None:

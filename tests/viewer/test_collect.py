@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import faults
@@ -227,9 +228,12 @@ def test_a_history_goes_on_where_the_last_viewer_stopped(tmp_path):
         (b"{", "Expecting property name"),
         (b"[]", "something else"),
         (b'{"format": 2}', "something else"),
+        (b'{"format": 1}', "something else"),
+        (b'{"format": 1, "curricula": [1]}', "something else"),
+        (b'{"format": 1, "curricula": {"default": {"history": {"columns": {"t": [1], "x": []}}}}}', "something else"),
         (b"\xff", "utf-8"),
     ],
-    ids=["no JSON", "a list", "another format", "no text"],
+    ids=["no JSON", "a list", "another format", "no curricula", "a list of them", "ragged", "no text"],
 )
 def test_a_file_that_is_no_history_is_refused_and_left_alone(tmp_path, content, got):
     file = tmp_path / "notes.json"
@@ -239,6 +243,26 @@ def test_a_file_that_is_no_history_is_refused_and_left_alone(tmp_path, content, 
     assert raised.value.field == "history"
     assert got in raised.value.got
     assert file.read_bytes() == content
+
+
+def test_no_folder_for_the_file(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"^history: expected a file in a folder that is there, got .*/nowhere/h.json$"
+    ):
+        Collector("ipc:///nowhere", tmp_path / "nowhere" / "h.json")
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_history_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(collect, "SAVE_S", 0.0)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with launch(CONFIG) as server, Collector(server.address, folder / "history.json") as collector:
+        faults.eventually((folder / "history.json").exists, "the first save")
+        shutil.rmtree(folder)
+        faults.eventually(lambda: "the history cannot be written: [Errno 2]" in caplog.text, "a warning")
+        play(server.address)
+        await_draws(collector, 48)
 
 
 def test_no_file_and_no_address():

@@ -265,8 +265,8 @@ def test_a_server_that_is_killed_and_started_again(ipc, visit):
         page = visit(url)
         page.await_draws(24)
         server.kill()
-        page.await_text("#verdict", "The server has not answered for")
-        page.await_text("#connection", "no answer for")
+        page.await_text("#verdict", "The server has not answered since")
+        page.await_text("#connection", "no answer since")
         assert page.tile("replay_share")[1] == "of 24 draws"
         with faults.daemon(ipc, "--levels", "0:30"):
             play(ipc, Curriculum(Config(levels=range(30))), rounds=2)

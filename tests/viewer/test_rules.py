@@ -49,7 +49,7 @@ CASES = {
     ),
     "a minute without a push": (
         rules.silence,
-        facts(silent_s=90.0),
+        facts(silent_s=99.9),
         facts(silent_s=59.0),
         Finding("trouble", "No push for 90 s: is the trainer still running?"),
     ),
@@ -63,7 +63,7 @@ CASES = {
         rules.silence,
         facts(silent_s=61.0, push_every_s=None),
         facts(silent_s=61.0, push_every_s=None, counters={"draws": 0}),
-        Finding("trouble", "No push for 61 s: is the trainer still running?"),
+        Finding("trouble", "No push for 60 s: is the trainer still running?"),
     ),
     "constant scores": (
         rules.constant_scores,

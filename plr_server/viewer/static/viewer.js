@@ -29,11 +29,6 @@ function percent(share) {
   return `${short.format(100 * share)} %`;
 }
 
-function duration(seconds) {
-  if (seconds < 120) return `${Math.round(seconds)} s`;
-  return seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${short.format(seconds / 3600)} h`;
-}
-
 const two = (n) => String(n).padStart(2, "0");
 
 function clock(seconds, step = 60) {
@@ -275,7 +270,12 @@ function showHeader() {
     : "");
   if (!isLive) connection("saved", `as of ${clock(shown.t, 86400)} ${clock(shown.t)}`);
   else if (shown.lost_s === null) connection("live", "live");
-  else connection("lost", `no answer for ${duration(shown.lost_s)}`);
+  else connection("lost", `no answer since ${lostSince()}`);
+}
+
+/** When the server answered last: a time, which stays, and not a duration, which is read out every second. */
+function lostSince() {
+  return clock(shown.t - shown.lost_s, 1);
 }
 
 function connection(state, text) {
@@ -312,7 +312,7 @@ function showVerdict() {
   const lost = isLive && shown.lost_s !== null;
   let findings = shown.curricula[selected]?.verdict ?? [];
   if (lost) {
-    const long = `The server has not answered for ${duration(shown.lost_s)}. What follows is what it said last; ` +
+    const long = `The server has not answered since ${lostSince()}. What follows is what it said last; ` +
       "the page goes on by itself when it is back.";
     const never = `No answer from ${shown.address}: is plr-server serve running there? The page goes on by itself.`;
     findings = [{ kind: "trouble", text: findings.length ? long : never }];
