@@ -3,6 +3,8 @@
 Over ipc and tcp, in interleaved rounds of one run (each measures everything once, so that a busy machine hits all):
 
   next(1), next(64)  a round trip at the caller, p50 and p99 in µs; 200 levels, all seen
+  next_arrays        1024 and 4096 levels at once, p50 and p99 in µs
+  16 processes       round trips a second of 16 processes that do nothing but next(1)
   next(1) ahead      the same with prefetch=8, so that most calls send nothing and none should wait
   push               blocks of 256 x 64 float32, in steps/s
   push_step          one step of 64 envs, p50 and p99 in µs at the caller
@@ -20,6 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 import zmq
@@ -31,6 +34,7 @@ from plr_server import Config, launch
 
 NUM_STEPS, NUM_COLUMNS, NUM_LEVELS = 256, 64, 200
 ROUND_TRIPS, PUSHES = 1_000, 20
+NUM_PROCESSES, PROCESSES_S = 16, 2.0
 PREFETCH, EPISODE_S = 8, 100e-6  # an episode of ten steps of 10 µs between two calls
 
 
@@ -53,6 +57,12 @@ def main() -> None:
                 for _ in range(options.rounds):
                     for name, value in one_round(client, ahead, trainer, bare_socket):
                         measured[name].append(value)
+                    bare_address = bare_socket.getsockopt_string(zmq.LAST_ENDPOINT)
+                    for name, worker, address in (
+                        ("bare ROUTER, 16 processes, next(1)", ask_bare_for, bare_address),
+                        ("16 processes, next(1)", ask_ours_for, server.address),
+                    ):
+                        measured[name].append(round_trips_per_second(worker, address))
             rows += table(transport, measured)
     show(rows, options)
 
@@ -62,7 +72,8 @@ def table(transport: str, measured: dict[str, list[float]]) -> list[Row]:
     for name, values in measured.items():
         floor = measured.get(f"bare ROUTER, {name}")
         against = float(np.median(floor)) if floor else None
-        rows.append(Row(f"{transport}: {name}", "steps/s" if "steps" in name else "µs", values, against))
+        unit = "steps/s" if "steps" in name else "1/s" if "processes" in name else "µs"
+        rows.append(Row(f"{transport}: {name}", unit, values, against))
     return rows
 
 
@@ -81,12 +92,14 @@ def one_round(
         bare.send_multipart(frames)
         bare.recv_multipart()
 
-    def frames(op: str, **arrays: np.ndarray) -> Frames:
-        return encode_request(Request(1, "0" * 32, 1, op, arrays=arrays))
+    def frames(op: str, k: int = 0, **arrays: np.ndarray) -> Frames:
+        return encode_request(Request("0" * 32, 1, 1, "default", op, {"k": k} if k else {}, arrays))
 
+    for k in (1024, 4096):
+        yield from percentiles(f"next_arrays({k})", lambda k=k: client.next_arrays(k), calls=50)
     names = ("values", "rewards", "dones", "levels", "next_values")
     for k in (1, 64):
-        asked = frames("next", slots=np.arange(k))
+        asked = frames("next", k)
         yield from percentiles(f"bare ROUTER, next({k})", lambda asked=asked: ask_bare(asked))
         yield from percentiles(f"next({k})", lambda k=k: client.next(k))
     yield from percentiles("next(1) ahead", ahead.next, pause_s=EPISODE_S)
@@ -98,9 +111,11 @@ def one_round(
     yield from percentiles("push_step of 64 envs", lambda: trainer.push_step(*step))
 
 
-def percentiles(name: str, call: Callable[[], object], pause_s: float = 0.0) -> list[tuple[str, float]]:
-    times_us = np.empty(ROUND_TRIPS)
-    for i in range(ROUND_TRIPS):
+def percentiles(
+    name: str, call: Callable[[], object], pause_s: float = 0.0, calls: int = ROUND_TRIPS
+) -> list[tuple[str, float]]:
+    times_us = np.empty(calls)
+    for i in range(calls):
         started = time.perf_counter()
         call()
         stopped = time.perf_counter()
@@ -115,6 +130,47 @@ def steps_per_second(call: Callable[[], object]) -> float:
     for _ in range(PUSHES):
         call()
     return PUSHES * NUM_STEPS * NUM_COLUMNS / (time.perf_counter() - started)
+
+
+def round_trips_per_second(worker: Callable[[str, Any, Any], None], address: str) -> float:
+    """Returns how many round trips NUM_PROCESSES processes make, each on a connection of its own."""
+    fork = multiprocessing.get_context("fork")
+    begin, made = fork.Barrier(NUM_PROCESSES), fork.Queue()
+    workers = [fork.Process(target=worker, args=(address, begin, made)) for _ in range(NUM_PROCESSES)]
+    for process in workers:
+        process.start()
+    total = sum(made.get() for _ in workers)
+    for process in workers:
+        process.join()
+    return total / PROCESSES_S
+
+
+def count_for_a_while(call: Callable[[], object], begin: Any, made: Any) -> None:
+    call()
+    begin.wait()
+    number, deadline = 0, time.perf_counter() + PROCESSES_S
+    while time.perf_counter() < deadline:
+        call()
+        number += 1
+    made.put(number)
+
+
+def ask_ours_for(address: str, begin: Any, made: Any) -> None:
+    with LevelClient(address) as client:
+        count_for_a_while(client.next, begin, made)
+
+
+def ask_bare_for(address: str, begin: Any, made: Any) -> None:
+    asked = encode_request(Request("0" * 32, 1, 1, "default", "next", {"k": 1}))
+    with zmq.Context() as context, context.socket(zmq.DEALER) as bare:
+        bare.linger = 0
+        bare.connect(address)
+
+        def ask() -> None:
+            bare.send_multipart(asked)
+            bare.recv_multipart()
+
+        count_for_a_while(ask, begin, made)
 
 
 @contextlib.contextmanager

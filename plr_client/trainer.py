@@ -25,7 +25,7 @@ class Trainer:
     """Pushes rollouts and scores to the server. The connection opens with the first request.
 
     A call returns when the server has applied it; a call that raises has changed nothing, except `ServerUnreachable`,
-    after which the push may have been applied or not.
+    after which the push may have been applied or not, and `SessionExpired`, which says what is known.
 
     Args:
         address: where the server listens.
@@ -96,6 +96,8 @@ class Trainer:
             MessageTooLarge: a field has more bytes than the server takes.
             ServerUnreachable: no reply within the timeout.
         """
+        if episode_starts is None and next_episode_starts is not None:
+            raise MissingField("episode_starts", "an array (T, N) with next_episode_starts", "none")
         if episode_starts is not None:
             dones = _ends(episode_starts, next_episode_starts, dones)
         return self._push(
@@ -142,11 +144,15 @@ class Trainer:
         Raises:
             InvalidInput, MissingField, LevelOutsideSpace, ServerUnreachable: as `push`.
         """
+        if next_episode_starts is not None:
+            if dones is not None:
+                raise InvalidInput("dones", "None beside next_episode_starts, which stands for it", "both")
+            dones = next_episode_starts
         return self._push(
             "push_step",
             values=values,
             rewards=rewards,
-            dones=next_episode_starts if dones is None else dones,
+            dones=dones,
             levels=levels,
             next_values=next_values,
             truncated=truncated,
@@ -162,7 +168,8 @@ class Trainer:
         """Pushes scores of the trainer's own making (strategy `external`, or beside any other).
 
         Args:
-            levels: (m,) ints; a level may occur more than once, its scores are applied in order.
+            levels: (m,) ints, up to 262 144; up to 4096 where the level space is open. A level may occur more than
+                once: its scores are applied in order.
             scores: (m,) finite floats.
 
         Returns:
@@ -185,8 +192,10 @@ class Trainer:
         parent.
 
         Args:
-            payloads: up to 4096 msgpack values (bools, ints, floats, str, bytes, and lists and maps of them), up
-                to 64 KiB each when packed. An array becomes one by `.tolist()` or `.tobytes()`.
+            payloads: up to 4096 msgpack values (bools, ints, floats, str, bytes, and lists and maps of them), when
+                packed up to 64 KiB each and 4 MiB together: nobody is served while the server checks them, about a
+                quarter of a second for that much, two where they are nothing but tiny maps. An array becomes one by
+                `.tolist()` or `.tobytes()`.
             scores: (m,) finite floats, each applied as by `push_scores`: a new level enters the table if there is room
                 or its score is high enough. Without scores, new levels wait to be handed out as new.
             parents: (m,) ids of the levels they were made from, -1 for none.

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import webbrowser
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +39,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those of the command line; by default the process's own.
 
     Returns:
-        The exit code: 0, or 1 after printing what was wrong (2 where argparse refuses the arguments). Of `check-env`:
-        0 where the env is fine, 1 where it is not, 2 where there is no such env.
+        The exit code: 0, 1 after printing what was wrong (2 where argparse refuses the arguments), or 130 after
+        Ctrl-C. Of `check-env`: 0 where the env is fine, 1 where it is not, 2 where there is no such env.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     try:
         run = {"serve": _serve, "stats": _stats, "view": _view, "check-env": _check_env}[options.command]
         return run(options)
     except PlrError as error:
         print(f"plr-server: {error}", file=sys.stderr)
         return 2 if options.command == "check-env" else 1
+    except KeyboardInterrupt:
+        return 130  # as a shell says of a command that SIGINT ended
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Joins `--levels -5:5` to `--levels=-5:5`: argparse takes what begins with a minus for an option."""
+    joined: list[str] = []
+    for word in arguments:
+        if joined and joined[-1] == "--levels" and word[:1] == "-" and word[1:2].isdigit():
+            joined[-1] = f"--levels={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="plr-server", description="A Prioritized Level Replay curriculum server.")
+    parser.add_argument("--version", action="version", version=f"plr-server {version('plr-server')}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     serving = commands.add_parser(

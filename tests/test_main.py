@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 
 import faults
@@ -17,7 +18,7 @@ import pytest
 
 from plr_client import ConfigError, LevelClient, Trainer
 from plr_server import Config
-from plr_server.__main__ import _configs, _parser, main
+from plr_server.__main__ import _configs, _joined, _parser, main
 
 # Every field with a value that is not its default: Python, command line, TOML.
 FIELDS = {
@@ -50,7 +51,7 @@ def flag(name):
 
 
 def configured(*arguments):
-    return _configs(_parser().parse_args(["serve", *arguments]))["default"]
+    return _configs(_parser().parse_args(_joined(["serve", *arguments])))["default"]
 
 
 # ---- configuration
@@ -117,7 +118,9 @@ def test_an_option_wins_over_toml_and_leaves_the_rest(tmp_path):
     [
         (["--levels", "0:3"], range(3)),
         (["--levels=-5:5"], range(-5, 5)),
+        (["--levels", "-5:5"], range(-5, 5)),
         (["--levels=-1,-2"], (-1, -2)),
+        (["--levels", "-1,-2"], (-1, -2)),
         (["--levels", "8,"], (8,)),
         (["--levels", "9:0:-3"], range(9, 0, -3)),
     ],
@@ -275,6 +278,29 @@ def test_stats_of_nobody(ipc, capsys):
         r"is plr-server running there\? \(plr-server serve --bind ADDRESS\)\n",
         capsys.readouterr().err,
     )
+
+
+def test_a_ctrl_c_in_stats_is_no_traceback(ipc):
+    with faults.daemon(ipc) as server:
+        server.process.send_signal(signal.SIGSTOP)
+        code = (
+            "import signal, sys; from plr_server.__main__ import main;"
+            "signal.signal(signal.SIGINT, signal.default_int_handler);"
+            "signal.setitimer(signal.ITIMER_REAL, 0.2);"
+            "signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT));"
+            "sys.exit(main(['stats', sys.argv[1]]))"
+        )
+        done = subprocess.run(  # noqa: S603  our own command
+            [sys.executable, "-c", code, ipc], capture_output=True, text=True, check=False, timeout=faults.DEADLINE_S
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"plr-server {version('plr-server')}\n"
 
 
 def test_stats_of_no_address(capsys):

@@ -40,6 +40,7 @@ from plr_client.protocol import (
     split_payloads,
 )
 from plr_server.curriculum.config import Config
+from plr_server.curriculum.scoring.rollouts import FIELDS
 from plr_server.curriculum.state_machine import Curriculum
 from plr_server.serving.sessions import Session, Sessions
 
@@ -47,22 +48,9 @@ logger = logging.getLogger("plr_server")
 
 FEW_LEVELS = 8  # drawn one by one; more are drawn as arrays
 
-_ROLLOUT = frozenset(
-    (
-        "values",
-        "rewards",
-        "dones",
-        "levels",
-        "next_values",
-        "truncated",
-        "final_values",
-        "valid",
-        "logits",
-        "successes",
-        "columns",
-        "groups",
-    )
-)
+MAX_SCORES = 2**18  # in one request: at 1 to 4 us each
+MAX_SCORES_OF_OPEN = 2**12  # where the level space is open, and a score may have a level take another's place: 0.5 ms
+_ROLLOUT = frozenset(FIELDS)
 _NONE: Mapping[str, Any] = {}
 
 Result = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]], Sequence[bytes] | None]  # as the end of a `Reply`
@@ -303,6 +291,9 @@ def _push_step(curriculum: Curriculum, request: Request) -> Result:
 
 def _push_scores(curriculum: Curriculum, request: Request) -> Result:
     fields = {"levels": None, "scores": None, **_fields(request, {"levels", "scores"})}
+    most = MAX_SCORES_OF_OPEN if isinstance(curriculum.config.levels, str) else MAX_SCORES
+    if fields["levels"] is not None and fields["levels"].size > most:
+        raise InvalidInput("levels", f"at most {most} in one request", str(fields["levels"].size))
     return {"scored": curriculum.update_scores(**fields)}, _NONE, None
 
 

@@ -43,7 +43,7 @@ def listening(router: zmq.Socket[Any], address: str, *, insecure: bool = False) 
     """
     if address.startswith("ipc://"):
         with _ipc(Path(address.removeprefix("ipc://"))):
-            yield bind(router, address)
+            yield _bind(router, address)
     elif address.startswith("tcp://"):
         _, _, port = address.rpartition(":")
         if not (port == "*" or (port.isdecimal() and int(port) <= MAX_PORT)):
@@ -55,17 +55,12 @@ def listening(router: zmq.Socket[Any], address: str, *, insecure: bool = False) 
                 "this machine may read or change the curriculum",
                 address,
             )
-        yield bind(router, address)
+        yield _bind(router, address)
     else:
         raise ConfigError("bind", "ipc://PATH or tcp://HOST:PORT", repr(address))
 
 
-def bind(router: zmq.Socket[Any], address: str) -> str:
-    """Binds a socket to a checked address that is claimed; returns where clients connect.
-
-    Raises:
-        AddressTaken, ServerStartError: as `listening`.
-    """
+def _bind(router: zmq.Socket[Any], address: str) -> str:
     if address.startswith("tcp://["):
         router.setsockopt(zmq.IPV6, 1)
     mask = os.umask(0o077)  # an ipc socket is its owner's alone

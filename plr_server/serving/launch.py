@@ -15,14 +15,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from plr_client.errors import ServerStartError, from_wire
 from plr_client.protocol import DEFAULT_CURRICULUM
 from plr_server.curriculum.config import Config
+from plr_server.serving.endpoint import MAX_IPC_PATH
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
+SOCKET_NAME = "plr.sock"
 
 
 class Server:
@@ -85,9 +88,9 @@ def launch(
     owner = os.getpid()
     with contextlib.ExitStack() as stack:
         if address is None:
-            folder = tempfile.mkdtemp(prefix="plr-")  # 0700
+            folder = _new_folder()
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            bind = ("--bind", f"ipc://{folder}/plr.sock", "--own-folder")
+            bind = ("--bind", f"ipc://{folder}/{SOCKET_NAME}", "--own-folder")
         else:
             bind = ("--bind", address)
         named = {DEFAULT_CURRICULUM: config} if isinstance(config, Config) else config
@@ -100,6 +103,15 @@ def launch(
         finally:
             if os.getpid() != owner:  # in a forked child: the server is its parent's business
                 stack.pop_all()
+
+
+def _new_folder() -> str:
+    """Makes a folder that only this user enters (0700), not where the path of a socket would be too long."""
+    folder = tempfile.mkdtemp(prefix="plr-")
+    if len(os.fsencode(f"{folder}/{SOCKET_NAME}")) > MAX_IPC_PATH:
+        Path(folder).rmdir()
+        folder = tempfile.mkdtemp(prefix="plr-", dir="/tmp")
+    return folder
 
 
 def _start(fields: dict[str, Any], options: tuple[str, ...]) -> Server:

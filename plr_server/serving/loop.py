@@ -73,10 +73,11 @@ def serve(
     with contextlib.ExitStack() as stack:
         wire = Wire(max_frame_bytes)
         stack.callback(wire.close)
+        wire.take_files()
         stop = stack.enter_context(_stop_signals())
         bound = stack.enter_context(listening(wire.router, address, insecure=insecure))
         stack.callback(wire.close, CLOSING_LINGER_MS)  # before giving up the address: it unlinks what is there
-        wire.listens_at(bound)
+        wire.guards(bound)
         epoch = secrets.randbits(63)  # the state lives in memory: every run begins another
         dispatcher = Dispatcher(curricula, max_frame_bytes=max_frame_bytes, epoch=epoch, allow_pickle=allow_pickle)
         loop = _Loop(dispatcher, wire, stop)

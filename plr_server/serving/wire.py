@@ -5,7 +5,8 @@ Used by the loop alone. It moves frames and never reads them, knows no sessions,
 What waits in memory is bounded: RECEIVE_QUEUE requests of a connection, each at most four times `max_frame_bytes` (but
 a message whose end never comes escapes that: libzmq hands over whole messages only); SEND_QUEUE replies to a
 connection; and of the large ones among them MAX_UNREAD_BYTES_OF_ONE, in all MAX_UNREAD_BYTES. So are the connections:
-the server stops listening before it has no file left for the next, for then libzmq would abort it (ipc) or spin (tcp).
+the server hangs up on new ones, and takes an ipc socket out of sight, before it has no file left for the next, for then
+libzmq would abort it (ipc) or spin (tcp). It cannot stop listening instead: libzmq would close every connection too.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import contextlib
 import logging
 import os
 import resource
+import socket
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -30,18 +33,18 @@ from plr_client.protocol import (
     Notice,
     decode_reply,
 )
-from plr_server.serving.endpoint import bind
 
 logger = logging.getLogger("plr_server")
 
 HEARTBEAT_MS = 5_000  # a peer silent for three heartbeats is gone
 RECEIVE_QUEUE = 4  # a client of ours has one request under way
-SEND_QUEUE = 8  # further messages to a peer that does not read are dropped
+SEND_QUEUE = 32  # further messages to a peer that does not read are dropped
 LARGE_BYTES = 64 * 1024  # of a frame: it is sent from where it lies, and counted until it has gone
 MAX_UNREAD_BYTES_OF_ONE = 64 * 1024 * 1024
 MAX_UNREAD_BYTES = 1024 * 1024 * 1024
+MAX_BACKLOG = 100  # connections that wait to be accepted
 MAX_SPARE_FILES = 256  # connections that may come before the loop notices; fewer where few may be open at all
-_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 _MONITOR = "inproc://monitor"
 _NOW, _MORE = int(zmq.DONTWAIT), int(zmq.SNDMORE)  # enum members cost a microsecond each time they are joined
 _NOW_AND_MORE = _NOW | _MORE
@@ -76,26 +79,28 @@ class Wire:
         self._known: set[bytes] = set()  # all of them
         self._connections: set[int] = set()  # files
         self._unread: dict[bytes, list[tuple[zmq.MessageTracker, int]]] = {}  # large frames on their way, and bytes
-        self._address = ""
-        self._listens = self._may_bind = True
         self._max_connections, self._spare_files = sys.maxsize, 0
+        self._door: Path | None = None  # an ipc socket
+        self._shut = False
 
-    def listens_at(self, address: str) -> None:
-        """Raises the soft limit of open files, and bounds connections by it from now on.
-
-        Args:
-            address: where `router` is bound.
-        """
-        self._address = address
+    def take_files(self) -> None:
+        """Raises the soft limit of open files, and bounds connections by it; to be called before `router` is bound."""
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         lowest = os.dup(self.monitor.fileno())  # the lowest that is free, so about as many are open
         os.close(lowest)
         self._spare_files = min(MAX_SPARE_FILES, hard // 4)
         self._max_connections = max(1, hard - lowest - self._spare_files)
+        self.router.setsockopt(zmq.BACKLOG, max(1, min(MAX_BACKLOG, self._spare_files // 4)))
+
+    def guards(self, address: str) -> None:
+        """Takes an ipc socket out of sight while there are too many connections; a tcp port stays open."""
+        if address.startswith("ipc://"):
+            self._door = Path(address.removeprefix("ipc://"))
 
     def close(self, linger_ms: int = 0) -> None:
         """Closes everything; again it does nothing."""
+        self._guard_door(0)
         if not self.router.closed:
             self.router.disable_monitor()
             self.monitor.close(0)
@@ -137,9 +142,8 @@ class Wire:
     def send(self, peer: bytes, frames: Frames) -> bool:
         """Sends without waiting; False where the peer is not connected. Who does not read gets no more."""
         try:
-            self.router.send(peer, _NOW_AND_MORE)
-        except zmq.Again:
-            return True
+            if not (self._has_room(peer) or self._has_room(peer)):
+                return True
         except zmq.ZMQError as exc:
             if exc.errno == zmq.EHOSTUNREACH:
                 return False
@@ -152,6 +156,15 @@ class Wire:
             else:
                 tracker = self.router.send(frame, flags, copy=False, track=True)
                 self._unread.setdefault(peer, []).append((tracker, len(frame)))
+        return True
+
+    def _has_room(self, peer: bytes) -> bool:
+        """Begins a message to a peer; False where its queue is full, or was when libzmq last looked."""
+        try:
+            self.router.send(peer, _NOW_AND_MORE)
+        except zmq.Again:
+            self.router.getsockopt(zmq.EVENTS)  # has libzmq look what the peer has read: it does so rarely by itself
+            return False
         return True
 
     def send_reply(self, peer: bytes, frames: Frames, refusal: Callable[[int | None, PlrError], Frames]) -> None:
@@ -170,13 +183,13 @@ class Wire:
         while self.monitor.poll(0):
             message = recv_monitor_message(self.monitor)
             event, file = message["event"], message["value"]
-            if event == zmq.EVENT_ACCEPTED:
-                self._connections.add(file)
-            elif event == zmq.EVENT_DISCONNECTED:
+            if event == zmq.EVENT_DISCONNECTED:
                 self._connections.discard(file)
                 closed += self._peers.pop(file, ())
-            elif not self._listens:
-                self._may_bind = True  # the listener is gone, and with it what it would unlink
+            else:
+                self._connections.add(file)
+                if len(self._connections) > self._max_connections:
+                    self._hang_up(file)
         self._known.difference_update(closed)
         return closed
 
@@ -185,17 +198,28 @@ class Wire:
         return peer in self._known
 
     def crowded(self) -> bool:
-        """Returns whether files are so short that no client should be taken on; stops listening where none is left."""
+        """Returns whether files are so short that no client should be taken on."""
         num = len(self._connections)
-        if self._listens and num >= self._max_connections:
-            logger.warning("%d connections: taking no more before some close, for want of open files", num)
-            self._listens = self._may_bind = False
-            self.router.unbind(self._address)
-        elif not self._listens and self._may_bind and num < self._max_connections - self._spare_files // 4:
-            with contextlib.suppress(PlrError):  # what took the port meanwhile may leave it again
-                bind(self.router, self._address)
-                self._listens = True
+        self._guard_door(num)
         return num >= self._max_connections - self._spare_files // 2
+
+    def _guard_door(self, num: int) -> None:
+        """Takes the ipc socket out of sight where so many connections are too many, and puts it back when they go."""
+        full, some_left = self._max_connections, self._max_connections - self._spare_files // 4
+        if self._door is None or (self._shut and num >= some_left) or (not self._shut and num < full):
+            return
+        away = self._door.with_name(self._door.name + ".full")
+        self._shut = not self._shut
+        with contextlib.suppress(FileNotFoundError):  # somebody has cleaned up
+            if self._shut:
+                logger.warning("%d connections: taking no more before some close, for want of open files", num)
+                self._door.rename(away)
+            else:
+                away.rename(self._door)
+
+    def _hang_up(self, file: int) -> None:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(file)) as connection:
+            connection.shutdown(socket.SHUT_RDWR)  # libzmq, whose file it is, sees that and closes it
 
     def _over_budget(self, peer: bytes, num_bytes: int) -> PlrError | None:
         """Returns the refusal of one more large reply, if that has to be; what has gone meanwhile counts no more."""

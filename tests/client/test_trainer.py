@@ -109,6 +109,19 @@ def test_episode_starts_stand_for_dones():
         assert faults.same(trainer.scores(), curriculum.scores())
 
 
+def test_dones_and_what_stands_for_them_are_not_given_both(trainer):
+    block = faults.block()
+    step = {name: value[0] for name, value in block.items()} | {"next_values": block["next_values"]}
+    before = faults.seen_from_outside(trainer)
+    with pytest.raises(InvalidInput, match="dones: expected None beside next_episode_starts, which stands for it, got"):
+        trainer.push_step(**step, next_episode_starts=[True, True])
+    with pytest.raises(InvalidInput, match="dones: expected None beside episode_starts, which stands for it, got both"):
+        trainer.push(**block, episode_starts=block["dones"], next_episode_starts=[True, True])
+    with pytest.raises(MissingField, match="episode_starts: expected an array"):
+        trainer.push(**block, next_episode_starts=[True, True])
+    assert faults.same(faults.seen_from_outside(trainer), before)
+
+
 def test_plain_lists_will_do(trainer):
     fields = {name: value.tolist() for name, value in faults.block().items()}
     assert trainer.push(**fields) == 3

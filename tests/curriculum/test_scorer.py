@@ -120,16 +120,6 @@ def test_the_state_is_plain_and_goes_on_bit_for_bit(strategy, partial, levels):
         first = second
 
 
-def test_one_call_takes_so_many_scores_and_no_more():
-    for levels, most in (("0:4", 2**18), ("unbounded", 4096)):
-        curriculum = Curriculum(Config(levels=levels, capacity=4, strategy="external"))
-        before = curriculum.state()
-        with pytest.raises(InvalidInput, match=f"levels: expected at most {most} in one call, got {most + 1}"):
-            curriculum.update_scores(np.zeros(most + 1, int), np.zeros(most + 1))
-        assert faults.same(curriculum.state(), before)
-        assert curriculum.update_scores(np.zeros(most, int), np.zeros(most)) == most
-
-
 def test_one_push_brings_so_many_new_levels_and_no_more():
     curriculum = Curriculum(Config(levels="unbounded", capacity=4, strategy="uniform"))
     levels = np.arange(MAX_ENTERING + 1)[:, None]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+import time
 
 import faults
 import msgpack
@@ -14,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plr_client.protocol import decode_reply
+from plr_client.protocol import decode_reply, join_payloads, pack_payload
 from plr_server import Config, Curriculum
 from plr_server.serving import dispatch
-from plr_server.serving.dispatch import Dispatcher
+from plr_server.serving.dispatch import MAX_SCORES, MAX_SCORES_OF_OPEN, Dispatcher
 
 MAX_FRAME_BYTES = 1 << 20
 EPOCH = 77
@@ -123,6 +124,18 @@ BAD_SCORES = {
     "NaN": ({"levels": np.array([1, 2]), "scores": np.array([1.0, np.nan])}, "scores: expected finite numbers"),
     "inf": ({"levels": np.array([1]), "scores": np.array([np.inf])}, "scores: expected finite numbers"),
 }
+
+
+@pytest.mark.parametrize(("levels", "most"), [("0:4", MAX_SCORES), ("unbounded", MAX_SCORES_OF_OPEN)])
+def test_one_request_takes_so_many_scores_and_no_more(levels, most):
+    made = dispatcher(levels=levels, capacity=4)
+    before = made.curricula["default"].state()
+    scores = {"levels": np.zeros(most + 1, int), "scores": np.zeros(most + 1)}
+    error = ask(made, faults.request("push_scores", scores)).error
+    assert str(error) == f"levels: expected at most {most} in one request, got {most + 1}"
+    assert faults.same(made.curricula["default"].state(), before)
+    scores = {name: array[1:] for name, array in scores.items()}
+    assert ask(made, faults.request("push_scores", scores, seq=3)).result["scored"] == most
 
 
 @pytest.mark.parametrize("name", BAD_SCORES)
@@ -271,6 +284,26 @@ def test_an_interrupt_leaves(busy, monkeypatch):
     monkeypatch.setattr(Curriculum, "stats", lambda _self: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         busy.answer(PEER, faults.request("stats"))
+
+
+def test_an_insert_of_the_largest_size_holds_the_loop_for_a_short_time_only():
+    made = dispatcher(levels="payloads", capacity=100)
+    walls = [i % 2 for i in range(65_000)]
+    packed = [pack_payload([*walls, n]) for n in range(64)]
+    frames = faults.request("insert", join_payloads(packed))
+    started_s = time.process_time()
+    assert len(ask(made, frames).arrays["ids"]) == 64
+    assert time.process_time() - started_s < 1.0  # 4 s, were each packed again
+
+
+def test_a_larger_insert_is_refused_before_anything_is_unpacked():
+    made = dispatcher(levels="payloads", capacity=100)
+    before = made.curricula["default"].state()
+    frames = faults.request("insert", join_payloads([b"\xc6\x00\x00\xff\xf0" + bytes(0xFFF0)] * 65))
+    assert str(ask(made, frames).error) == "payloads: expected at most 4194304 bytes in one insert, packed, got 4259125"
+    one = faults.request("insert", join_payloads([b"\xdd\x00\x1e\x84\x80" + b"\x80" * 2_000_000]), seq=3)
+    assert str(ask(made, one).error) == "payloads: expected at most 65536 bytes each, packed, got 2000005"
+    assert faults.same(made.curricula["default"].state(), before)
 
 
 # ---- each request once

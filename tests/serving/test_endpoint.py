@@ -11,7 +11,7 @@ import faults
 import pytest
 import zmq
 
-from plr_client import AddressTaken, ConfigError, ServerStartError
+from plr_client import AddressTaken, ConfigError, LevelClient, ServerStartError
 from plr_server.serving.endpoint import listening
 
 
@@ -163,6 +163,13 @@ def test_loopback_tcp_gets_a_free_port(router, address):
     with listening(router, address) as bound:
         host, _, port = bound.removeprefix("tcp://").rpartition(":")
         socket.create_connection((host, int(port)), timeout=faults.DEADLINE_S).close()
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_ipv6_is_bound_and_found():
+    with faults.daemon("tcp://[::1]:0") as server, LevelClient(server.address) as client:
+        assert server.address.startswith("tcp://[::1]:")
+        assert len(client.next(2)) == 2
 
 
 def test_a_tcp_port_is_taken(router):

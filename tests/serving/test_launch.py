@@ -47,6 +47,18 @@ def test_the_default_address_is_a_socket_in_a_folder_only_its_owner_enters(tempo
     assert server.process.returncode == 0
 
 
+def test_a_long_temporary_folder_is_no_trouble(temporary_folders, monkeypatch):
+    long = temporary_folders / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with launch(Config()) as server, LevelClient(server.address) as client:
+        assert len(client.next()) == 1
+        path = Path(server.address.removeprefix("ipc://"))
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert not path.parent.exists()
+    long.rmdir()
+
+
 def test_the_configuration_arrives_whole():
     config = Config(levels=[5, 9, 7], strategy="sequential", num_steps=4, robust=True)
     with launch(config) as server, LevelClient(server.address) as client, Trainer(server.address) as trainer:

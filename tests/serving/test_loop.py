@@ -190,7 +190,7 @@ def loop(ipc):
     with contextlib.ExitStack() as stack:
         wire = Wire(1 << 20)
         stack.callback(wire.close)
-        wire.listens_at(stack.enter_context(listening(wire.router, ipc)))
+        stack.enter_context(listening(wire.router, ipc))
         stack.callback(wire.close)
         yield _Loop(dispatcher, wire, None)
 
