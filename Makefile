@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The tests that meet numpy in ways that differ between its versions; `make test` runs these on numpy 2 as well, but for
 # the long series of draws (test_..._follow_...): pinned sequences show that the draws are the same.
-NUMERICAL := tests/curriculum tests/client/test_protocol.py tests/client/test_trainer.py tests/serving/test_golden_over_the_wire.py
+NUMERICAL := tests/curriculum tests/viewer/test_measures.py tests/client/test_protocol.py tests/client/test_trainer.py tests/serving/test_golden_over_the_wire.py
 
 # An environment each, for they cannot live together: RLlib holds Gymnasium at 1.2.2, DI-engine numpy below 2.
 TORCH := cleanrl level_replay pettingzoo sb3 syllabus
