@@ -6,7 +6,8 @@ second. Interleaved rounds of one run: each measures everything once, so that a 
 
   resets        how many, by 16 free-running processes; ours without and with levels held ready (`prefetch`)
   wait          how long a reset takes in the 16 workers of an AsyncVectorEnv, median and 99th percentile; without any
-                curriculum it is the floor
+                curriculum it is what a reset takes by itself. The floor of both is the same workers asking a bare
+                pyzmq ROUTER in the same pattern on the same cores, without and with levels held ready
 
 The ratio of each row is against the same of Syllabus. It is installed from PyPI into an environment of its own
 (.venv-syllabus; 1.5 GB, Python 3.10 to 3.12), and holds one task ready for each env, as it recommends at most; its own
@@ -31,9 +32,13 @@ CONTENDERS = Path(__file__).resolve().parent / "contenders"
 NUM_LEVELS = (200, 10_000)
 PEER = "Syllabus 0.7"
 BARE = "no curriculum"
+FLOOR = "bare ROUTER"
 PREFETCH = 16
 ASKED_RATIO = {200: 4.0, 10_000: 12.0}  # of the peer's resets/s
-ASKED_WAIT_US = {"p50": 20.0, "p99": 200.0}
+ASKED_WAIT_US = {"p50": 10.0}
+ASKED_OF_FLOOR = 1.5  # p99 of the wait ahead, against the bare ROUTER's
+
+QUANTILES = ("p50", "p99")
 
 Cell = tuple[str, int, str]  # quantity, number of levels, contender
 
@@ -48,7 +53,14 @@ def main() -> None:
     options = parser.parse_args()
     ours = sys.executable, "resets_ours.py"
     ahead = f"ours, prefetch {options.prefetch}"
-    contenders = {BARE: (sys.executable, "resets_bare.py", 0), "ours": (*ours, 0), ahead: (*ours, options.prefetch)}
+    router = sys.executable, "resets_router.py"
+    contenders = {
+        BARE: (sys.executable, "resets_bare.py", 0),
+        FLOOR: (*router, 0),
+        "ours": (*ours, 0),
+        f"{FLOOR}, {options.prefetch} ahead": (*router, options.prefetch),
+        ahead: (*ours, options.prefetch),
+    }
     if options.peers:
         contenders = {PEER: (python_of(PEERS[PEER]), "resets_syllabus.py", 1)} | contenders
     load_before = os.getloadavg()[0]
@@ -59,7 +71,7 @@ def main() -> None:
                 resets = answer_of(contender, "rate", num_levels, options.seconds)
                 waits = answer_of(contender, "wait", num_levels, options.seconds)
                 measured["resets", num_levels, name].append(resets["rate"])
-                for quantile in ASKED_WAIT_US:
+                for quantile in QUANTILES:
                     measured[f"wait {quantile}", num_levels, name].append(1e6 * waits[quantile])
     show(rows_of(measured, list(contenders)), options)
     if options.json != "-":
@@ -92,7 +104,7 @@ def answer_of(contender: tuple[str, str, int], measure: str, num_levels: int, se
 
 def rows_of(measured: Mapping[Cell, Sequence[float]], contenders: Sequence[str]) -> list[Row]:
     rows = []
-    for quantity, unit in (("resets", "1/s"), *((f"wait {quantile}", "µs") for quantile in ASKED_WAIT_US)):
+    for quantity, unit in (("resets", "1/s"), *((f"wait {quantile}", "µs") for quantile in QUANTILES)):
         for num_levels in NUM_LEVELS:
             against: float | None = None
             for name in contenders:
@@ -115,6 +127,9 @@ def show_asked(measured: Mapping[Cell, Sequence[float]], name: str, *, with_peer
             show_limit(
                 f"wait {quantile}, {num_levels:,} levels, µs", median(f"wait {quantile}", name), "at most", limit
             )
+        floor = median("wait p99", name.replace("ours, prefetch", f"{FLOOR},") + " ahead")
+        of_floor = median("wait p99", name) / floor
+        show_limit(f"wait p99 against {FLOOR}, {num_levels:,} levels", of_floor, "at most", ASKED_OF_FLOOR)
         if with_peer:
             ratio = median("resets", name) / median("resets", PEER)
             show_limit(f"resets against {PEER}, {num_levels:,} levels", ratio, "at least", ASKED_RATIO[num_levels])

@@ -25,7 +25,7 @@ from plr_client.errors import (
     UnknownCurriculum,
     UnknownOperation,
 )
-from plr_client.levels import Assignments, check_k
+from plr_client.levels import check_k
 from plr_client.protocol import (
     MAX_INSERT_BYTES,
     MAX_LEVELS_IN_HEADER,
@@ -241,7 +241,7 @@ class Dispatcher:
             handed = None if payloads[0] is None else payloads
         else:
             given = slots if slots is None else np.asarray(slots)
-            many = _sample_arrays(curriculum, k, slots=given, holder=request.session)
+            many = curriculum.sample_arrays(k, slots=given, holder=request.session, packed=True)
             arrays = {"levels": many.levels, "is_replay": many.is_replay, "train": many.train}
             if len(many.levels) <= MAX_LEVELS_IN_HEADER:
                 result = {name: array.tolist() for name, array in arrays.items()}, _NONE
@@ -272,13 +272,6 @@ def _failed(what: str, exc: BaseException) -> ServerError:
     """Logs what nobody expected, and returns the error that tells of it: by its type alone, for it may be anything."""
     logger.error("failed at %s", what, exc_info=exc)
     return ServerError(f"the server failed at {what} ({type(exc).__name__}); its log says more")
-
-
-def _sample_arrays(curriculum: Curriculum, k: Any, *, slots: NDArray[Any] | None, holder: str) -> Assignments:
-    few = curriculum.sample(k, slots=slots, holder=holder, packed=True)
-    levels, is_replay, train, payloads = map(list, zip(*few, strict=True))
-    handed = None if payloads[0] is None else payloads
-    return Assignments(np.array(levels, dtype=np.int64), np.array(is_replay), np.array(train), handed)
 
 
 def _push(curriculum: Curriculum, request: Request) -> Result:
