@@ -435,7 +435,7 @@ async function showLevels() {
 
 // ---- all of it
 
-let rowsAt = null; // of which curriculum, when the rows of the level table were read
+let drawn = null; // of which curriculum, and of which look at its levels, the charts and the table are
 
 function show() {
   showHeader();
@@ -444,12 +444,11 @@ function show() {
   showTiles();
   const now = shown.curricula[selected];
   if (!now) return;
+  const look = JSON.stringify([selected, now.history?.columns.t]);
+  if (look === drawn) return; // a tick without a look costs a page next to nothing
+  drawn = look;
   charts.forEach((chart) => chart.update(now));
-  const at = JSON.stringify([selected, now.history?.columns.t?.at(-1)]);
-  if (at !== rowsAt) {
-    rowsAt = at;
-    showLevels();
-  }
+  showLevels();
 }
 
 function select(name) {
