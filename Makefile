@@ -5,14 +5,17 @@ BIN := .venv/bin
 # the long series of draws (test_..._follow_...): pinned sequences show that the draws are the same.
 NUMERICAL := tests/curriculum tests/viewer/test_measures.py tests/client/test_protocol.py tests/client/test_trainer.py tests/serving/test_golden_over_the_wire.py
 
-# An environment each, for they cannot live together: RLlib holds Gymnasium at 1.2.2, DI-engine numpy below 2.
+# An environment each, for they cannot live together: RLlib holds Gymnasium at 1.2.2, DI-engine numpy below 2, numba what
+# it was built for.
 TORCH := cleanrl level_replay pettingzoo sb3 syllabus
 RLLIB := ray rllib
 # RLlib's environment has the oldest Gymnasium that is served, 1.2.2.
 OLDEST_GYMNASIUM := tests/wrappers/test_vector.py tests/wrappers/test_env.py tests/test_check_env.py
 DI_ENGINE := di_engine
+LEARNING := learning
 
 .PHONY: demo test test-explore test-slow test-browser test-integrations lint types bench bench-overhead bench-peers clean
+.PHONY: bench-learning bench-learning-tables bench-learning-quick bench-learning-equal bench-learning-cost
 
 demo: .venv/demo
 	$(BIN)/python examples/minigrid_demo.py
@@ -36,11 +39,12 @@ test-browser: .venv-browser/dev
 	.venv-browser/bin/python -m pytest -rs tests/viewer/test_page.py tests/viewer/test_wheel.py
 
 # The real trainers; Python 3.11 or 3.12.
-test-integrations: .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev
+test-integrations: .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev .venv-learning/dev
 	.venv-torch/bin/python -m pytest $(TORCH:%=tests/integrations/test_%_trains.py) wrappers/sb3.py
 	.venv-rllib/bin/python -m pytest $(RLLIB:%=tests/integrations/test_%_trains.py)
 	.venv-rllib/bin/python -m pytest $(OLDEST_GYMNASIUM)
 	.venv-di_engine/bin/python -m pytest $(DI_ENGINE:%=tests/integrations/test_%_trains.py)
+	OPENBLAS_NUM_THREADS=1 .venv-learning/bin/python -m pytest $(LEARNING:%=tests/integrations/test_%_trains.py)
 
 lint: .venv/dev
 	$(BIN)/ruff check
@@ -65,6 +69,27 @@ bench-peers: .venv/dev
 	$(BIN)/python benchmarks/levels.py --peers --plot docs/cost.png
 	$(BIN)/python benchmarks/resets.py --peers
 
+# Which curriculum makes agents learn: benchmarks/learning/protocol.md. A run has one core, and many wait in a queue; stop
+# and start again as you like.
+PROCESSES := 2
+STUDY := .venv-learning/bin/python benchmarks/learning
+bench-learning: .venv-learning/dev
+	seq $(PROCESSES) | xargs -P $(PROCESSES) -I _ $(STUDY) work
+
+bench-learning-tables: .venv-learning/dev
+	$(STUDY) tables
+
+# The direction alone, in some minutes: one task, three seeds, three arms.
+bench-learning-quick: .venv-learning/dev
+	seq $(PROCESSES) | xargs -P $(PROCESSES) -I _ $(STUDY) work --quick
+	$(STUDY) tables --quick
+
+bench-learning-equal: .venv-learning/dev
+	$(STUDY) equal
+
+bench-learning-cost: .venv-learning/dev
+	$(STUDY) cost
+
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
 	touch $@
@@ -82,12 +107,12 @@ bench-peers: .venv/dev
 	.venv-browser/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,browser]'
 	touch $@
 
-.venv-torch/dev .venv-rllib/dev .venv-di_engine/dev: .venv-%/dev: tests/integrations/%.txt pyproject.toml | .venv-%/bin/python
+.venv-torch/dev .venv-rllib/dev .venv-di_engine/dev .venv-learning/dev: .venv-%/dev: tests/integrations/%.txt pyproject.toml | .venv-%/bin/python
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-$(patsubst %,%/bin/python,.venv .venv-numpy2 .venv-browser .venv-torch .venv-rllib .venv-di_engine):
+$(patsubst %,%/bin/python,.venv .venv-numpy2 .venv-browser .venv-torch .venv-rllib .venv-di_engine .venv-learning):
 	$(PYTHON) -m venv $(@D:/bin=)
 
 clean:
