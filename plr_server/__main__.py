@@ -1,4 +1,4 @@
-"""The command line, `plr-server serve`, `stats`, `check-env`: reads arguments, prints, leaves the work to the rest."""
+"""The command line, `plr-server serve`, `stats`, `view`, `check-env`: reads arguments, prints, no more."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import dataclasses
 import json
 import logging
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
+import webbrowser
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_BIND = "tcp://127.0.0.1:5555"
+DEFAULT_VIEW_PORT = 8787
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,9 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     try:
-        if options.command == "serve":
-            return _serve(options)
-        return _stats(options) if options.command == "stats" else _check_env(options)
+        run = {"serve": _serve, "stats": _stats, "view": _view, "check-env": _check_env}[options.command]
+        return run(options)
     except PlrError as error:
         print(f"plr-server: {error}", file=sys.stderr)
         return 2 if options.command == "check-env" else 1
@@ -105,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
         help='a TOML file of the fields below, such as: levels = "0:200". Tables [curricula.NAME] make several, '
         "each with fields of its own over those at the top",
     )
+    serving.add_argument(
+        "--view",
+        type=int,
+        metavar="PORT",
+        help="show what happens at http://127.0.0.1:PORT/ as well, as plr-server view does, in a process of its own",
+    )
     serving.add_argument("--config-json", help=argparse.SUPPRESS)  # "-": from standard input; how launch() calls
     serving.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     serving.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
@@ -134,6 +142,23 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument(
         "--timeout-s", type=float, default=5.0, help="seconds to wait for the server (default: %(default)s)"
     )
+
+    viewing = commands.add_parser(
+        "view",
+        help="show in a browser what a server does",
+        description="Shows at http://127.0.0.1:PORT/ what a running server does, until SIGINT or SIGTERM; or what it "
+        "did, where it is given the file of a --history. It is one more client of the server, which does not feel it, "
+        "and may be started and stopped at any time.",
+    )
+    viewing.add_argument("source", metavar="ADDRESS|FILE", help="where the server listens, or a file of --history")
+    viewing.add_argument(
+        "--port", type=int, default=DEFAULT_VIEW_PORT, help="of the page; 0: a free one (default: %(default)s)"
+    )
+    viewing.add_argument("--open", action="store_true", help="open the page in the default browser")
+    viewing.add_argument(
+        "--history", type=Path, metavar="FILE", help="keep the past in a file, and go on from it where it is there"
+    )
+    viewing.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
 
     checking = commands.add_parser(
         "check-env",
@@ -181,7 +206,10 @@ def _serve(options: argparse.Namespace) -> int:
             served = [f"{name}: {what}" for name, what in zip(configs, served, strict=True)]
         print(f"plr-server ready at {address} ({'; '.join(served)})", flush=True)
         say({"address": address})
+        if options.view is not None:
+            viewers.enter_context(_viewer(address, options.view))
 
+    viewers = contextlib.ExitStack()
     try:
         configs = _configs(options)
         if any(":" in config.strategy for config in configs.values()):
@@ -199,9 +227,38 @@ def _serve(options: argparse.Namespace) -> int:
         say({"error": error.to_wire()})
         raise
     finally:
+        viewers.close()
         if options.own_folder:
             with contextlib.suppress(OSError):
                 Path(options.bind.removeprefix("ipc://")).parent.rmdir()
+    return 0
+
+
+@contextlib.contextmanager
+def _viewer(address: str, port: int) -> Iterator[None]:
+    """Runs `plr-server view` beside the server; it ends with the context, and when this process dies."""
+    command = [sys.executable, "-m", "plr_server", "view", address, "--port", str(port)]
+    with subprocess.Popen(  # noqa: S603  our own command
+        [*command, "--parent-pid", str(os.getpid())], start_new_session=True
+    ) as process:
+        yield
+        process.terminate()
+
+
+def _view(options: argparse.Namespace) -> int:
+    from plr_server.viewer.collect import Collector, read_file  # noqa: PLC0415  a server must not pay for the pages
+    from plr_server.viewer.web import serve_pages  # noqa: PLC0415
+
+    def ready(url: str) -> None:
+        print(f"plr-server view at {url}", flush=True)
+        if options.open:
+            webbrowser.open(url)
+
+    if "://" in options.source:
+        with Collector(options.source, options.history) as collector:
+            serve_pages(collector, options.port, ready=ready, parent_pid=options.parent_pid)
+    else:
+        serve_pages(read_file(Path(options.source)), options.port, ready=ready)
     return 0
 
 
