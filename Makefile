@@ -14,7 +14,7 @@ OLDEST_GYMNASIUM := tests/wrappers/test_vector.py tests/wrappers/test_env.py tes
 DI_ENGINE := di_engine
 LEARNING := learning
 
-.PHONY: demo test test-explore test-slow test-browser test-integrations lint types bench bench-overhead bench-peers clean
+.PHONY: demo test test-explore test-slow soak test-browser test-integrations lint types bench bench-overhead bench-peers clean
 .PHONY: bench-learning bench-learning-tables bench-learning-quick bench-learning-equal bench-learning-cost
 
 demo: .venv/demo
@@ -38,6 +38,10 @@ test-slow: .venv/dev
 test-browser: .venv-browser/dev
 	.venv-browser/bin/python -m pytest -rs tests/viewer/test_page.py tests/viewer/test_wheel.py
 
+# A hundred kill -9 of a server under load, twice.
+soak: .venv/dev
+	$(BIN)/python -m pytest -m slow tests/serving/test_restart.py
+
 # The real trainers; Python 3.11 or 3.12.
 test-integrations: .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev .venv-learning/dev
 	.venv-torch/bin/python -m pytest $(TORCH:%=tests/integrations/test_%_trains.py) wrappers/sb3.py
@@ -59,6 +63,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/procgen_speed.py
 	$(BIN)/python benchmarks/levels.py
 	$(BIN)/python benchmarks/resets.py
+	$(BIN)/python benchmarks/durability.py
 
 # What a curriculum costs a trainer; with torch and Stable-Baselines3.
 bench-overhead: .venv-torch/dev

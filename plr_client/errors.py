@@ -21,7 +21,11 @@
     ├── ScoreFunctionError               a score function of yours raised, or returned what is no score
     ├── PickleRefused                    a pickled function for a server that takes none
     ├── ServerStartError                 the server could not start
-    │   └── AddressTaken                 something already listens there
+    │   ├── AddressTaken                 something already listens there
+    │   ├── StateDirTaken                another server has the state directory
+    │   ├── StateDamaged                 the state directory lacks what was in it
+    │   └── StateDiverged                the commands in the state directory lead to another state here
+    ├── StateNotWritten                  the server could not write what was asked for down, and did not do it
     └── MissingDependency (ImportError)  an optional package is not installed
 
 An error holds its values as attributes, named in `fields`, and goes over the wire as `code` and `fields`; the client
@@ -331,6 +335,86 @@ class AddressTaken(ServerStartError):
 
     address: str
     owner: str
+
+
+class StateDirTaken(ServerStartError):
+    """Another server has the state directory.
+
+    Attributes:
+        path: the directory.
+        owner: who has it.
+    """
+
+    code = "state_dir_taken"
+    fields = ("path", "owner")
+    template = "state_dir: expected one that no server uses, got {path}, used by {owner}; stop it or choose another"
+
+    path: str
+    owner: str
+
+
+class StateDamaged(ServerStartError):
+    """A state directory lacks what was in it, in a way that no crash explains; nothing was changed.
+
+    Attributes:
+        file: which file.
+        record: where in it.
+        reason: what is wrong there.
+        at_stake: how many commands are lost if the server goes on without.
+    """
+
+    code = "state_damaged"
+    fields = ("file", "record", "reason", "at_stake")
+    template = (
+        "{file}: expected {record} as it was written, got damage: {reason}. At stake: {at_stake} commands. Restore the "
+        "file from a copy; or give them up with plr-server serve --accept-loss, which keeps what is there as .broken"
+    )
+
+    file: str
+    record: str
+    reason: str
+    at_stake: str
+
+
+class StateDiverged(ServerStartError):
+    """The same commands lead to another state here than where they were first applied; nothing was changed.
+
+    Attributes:
+        command: the state was still the same up to the digest before this command, and differs after it.
+        there: what decided bits where it ran before: numpy's version and the CPU features.
+        here: the same of this process.
+    """
+
+    code = "state_diverged"
+    fields = ("command", "there", "here")
+    template = (
+        "state_dir: expected the state that was there after command {command}, got another one from the same commands. "
+        "They ran with {there}; here is {here}. Start the server there, or accept the state of here with plr-server "
+        "serve --accept-loss"
+    )
+
+    command: int
+    there: str
+    here: str
+
+
+class StateNotWritten(PlrError):
+    """The server could not write a command to its state directory, and did not apply it.
+
+    Attributes:
+        op: what was asked for.
+        reason: why it could not be written.
+    """
+
+    code = "state_not_written"
+    fields = ("op", "reason")
+    template = (
+        "{op}: expected a server that can write to its state directory, got: {reason}; nothing was applied, send it "
+        "again once it can"
+    )
+
+    op: str
+    reason: str
 
 
 class MissingDependency(PlrError, ImportError):

@@ -318,6 +318,17 @@ class Trainer:
         arrays = self._connection.request("scores").arrays
         return arrays["ids"], arrays["scores"], arrays["staleness"], arrays["seen"]
 
+    def save(self) -> None:
+        """Has the server write its whole state to its state directory now; returns when it is on the disk.
+
+        The server does so by itself every now and then, and writes down every command in between.
+
+        Raises:
+            InvalidInput: the server has no state directory.
+            StateNotWritten: it cannot be written.
+        """
+        self._connection.request("save")
+
     def close(self) -> None:
         """Closes the connection; a later request opens it anew. Steps the server has pooled and not scored are lost."""
         self._connection.close()

@@ -1,4 +1,4 @@
-"""The command line, `plr-server serve`, `stats`, `view`, `check-env`: reads arguments, prints, no more."""
+"""The command line: reads arguments, prints, leaves the work to the rest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from plr_client.protocol import DEFAULT_CURRICULUM, MAX_FRAME_BYTES
 from plr_client.trainer import Trainer
 from plr_server.curriculum.config import Config, named_configs
 from plr_server.curriculum.state_machine import Curriculum
+from plr_server.durability.recovery import History, read_history
+from plr_server.durability.state_dir import FSYNC, StateDir
+from plr_server.serving.dispatch import Dispatcher
 from plr_server.serving.loop import serve
+from plr_server.serving.restart import configs_of, replay
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,9 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Ctrl-C. Of `check-env`: 0 where the env is fine, 1 where it is not, 2 where there is no such env.
     """
     options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    commands = {
+        "serve": _serve,
+        "stats": _stats,
+        "view": _view,
+        "inspect": _inspect,
+        "replay": _replay,
+        "check-env": _check_env,
+    }
     try:
-        run = {"serve": _serve, "stats": _stats, "view": _view, "check-env": _check_env}[options.command]
-        return run(options)
+        return commands[options.command](options)
     except PlrError as error:
         print(f"plr-server: {error}", file=sys.stderr)
         return 2 if options.command == "check-env" else 1
@@ -93,6 +104,25 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="take score functions from clients (Trainer.set_score_function): whoever can connect can then run code as "
         "this process; never with a tcp address beyond loopback",
+    )
+    serving.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="the folder that the state lives in: a server started on it goes on where the last one ended, however "
+        "that was (default: in memory, and every start is afresh)",
+    )
+    serving.add_argument(
+        "--fsync",
+        choices=FSYNC,
+        default="interval",
+        help="with --state-dir, when a command is on the disk: always (before its reply), interval (within about a "
+        "second) or never (when the system sees fit) (default: %(default)s)",
+    )
+    serving.add_argument(
+        "--accept-loss",
+        action="store_true",
+        help="with --state-dir, go on from what can be trusted of a damaged folder; the rest is kept as .broken",
     )
     serving.add_argument(
         "--max-frame-bytes",
@@ -143,6 +173,13 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout-s", type=float, default=5.0, help="seconds to wait for the server (default: %(default)s)"
     )
 
+    _add_view(commands)
+    _add_state_dir(commands)
+    _add_check_env(commands)
+    return parser
+
+
+def _add_view(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     viewing = commands.add_parser(
         "view",
         help="show in a browser what a server does",
@@ -160,6 +197,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     viewing.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
 
+
+def _add_state_dir(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    inspecting = commands.add_parser(
+        "inspect",
+        help="show what a state directory holds",
+        description="Reads a state directory, whether a server uses it or not, checks every checksum in it, and prints "
+        "what is there. The exit code is 1 where something is damaged.",
+    )
+    inspecting.add_argument("folder", type=Path, metavar="DIR", help="what a server was given as --state-dir")
+    inspecting.add_argument("--json", action="store_true", help="print one JSON object")
+    inspecting.add_argument("--verify", action="store_true", help="print damage alone, as a cron job wants it")
+
+    replaying = commands.add_parser(
+        "replay",
+        help="rebuild the state at any command that a state directory holds",
+        description="Reads a state directory, whether a server uses it or not, applies its commands again up to one of "
+        "them, and prints what a server would have said of its curricula then.",
+    )
+    replaying.add_argument("folder", type=Path, metavar="DIR", help="what a server was given as --state-dir")
+    replaying.add_argument("--until", type=int, metavar="N", help="up to the N-th command (default: all)")
+    replaying.add_argument("--json", action="store_true", help="print one JSON object")
+    replaying.add_argument("--allow-pickle", action="store_true", help="load a score function that a client has sent")
+
+
+def _add_check_env(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     checking = commands.add_parser(
         "check-env",
         help="check that in an env a level determines the episode",
@@ -188,7 +250,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     checking.add_argument("--seed", type=int, default=0, help="of the actions (default: %(default)s)")
     checking.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -221,6 +282,7 @@ def _serve(options: argparse.Namespace) -> int:
             allow_pickle=options.allow_pickle,
             max_frame_bytes=options.max_frame_bytes,
             parent_pid=options.parent_pid,
+            log=_state_dir(options),
             ready=ready,
         )
     except PlrError as error:
@@ -262,6 +324,12 @@ def _view(options: argparse.Namespace) -> int:
     return 0
 
 
+def _state_dir(options: argparse.Namespace) -> StateDir | None:
+    if options.state_dir is None:
+        return None
+    return StateDir(options.state_dir, fsync=options.fsync, accept_loss=options.accept_loss)
+
+
 def _levels(config: Config) -> str:
     if isinstance(config.levels, str):
         return f"{config.levels}, capacity {config.capacity}"
@@ -289,13 +357,63 @@ def _read_toml(path: str) -> dict[str, Any]:
 def _stats(options: argparse.Namespace) -> int:
     with Trainer(options.address, curriculum=options.curriculum, timeout_s=options.timeout_s) as trainer:
         stats = trainer.stats()
-    if options.json:
-        print(json.dumps(stats))
-    else:
-        width = max(map(len, stats))
-        for name, value in stats.items():
-            print(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+    print(json.dumps(stats) if options.json else _table(stats))
     return 0
+
+
+def _table(stats: dict[str, Any]) -> str:
+    width = max(map(len, stats))
+    return "\n".join(
+        f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}"
+        for name, value in stats.items()
+    )
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    history = _history(options)
+    if options.json:
+        print(json.dumps(history.report()))
+    elif not options.verify:
+        for name, value in history.report().items():
+            for line in value if isinstance(value, list) else [value]:
+                print(f"{name:8}  {' '.join(f'{k}={v}' for k, v in line.items()) if isinstance(line, dict) else line}")
+    for error in history.damaged.values() if not options.json else ():
+        print(f"plr-server: {error}", file=sys.stderr)
+    return 1 if history.damaged else 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    history = _history(options)
+    for error in history.damaged.values():
+        print(f"plr-server: {error}", file=sys.stderr)
+    begin, end = history.begin.sequence, history.end.sequence
+    until = end if options.until is None else options.until
+    if history.state is None or not begin <= until <= end:
+        got = "an empty one" if history.state is None else f"command {until}"
+        raise ConfigError("until", f"a state directory with that command (this one: {begin} to {end})", got)
+    _find_modules_here()
+    configs = configs_of(history)
+    dispatcher = Dispatcher(
+        {name: Curriculum(config) for name, config in configs.items()},
+        max_frame_bytes=MAX_FRAME_BYTES,
+        allow_pickle=options.allow_pickle,
+    )
+    replay(dispatcher, history, until=until)
+    stats = {name: curriculum.stats() for name, curriculum in dispatcher.curricula.items()}
+    if options.json:
+        print(json.dumps({"commands": until, "curricula": stats}))
+    else:
+        print(f"after {until} of {end} commands")
+        for name, each in stats.items():
+            print(f"{name}:\n{_table(each)}")
+    return 0
+
+
+def _history(options: argparse.Namespace) -> History:
+    try:
+        return read_history(options.folder)
+    except OSError as exc:
+        raise ConfigError("DIR", "a state directory that can be read", f"{options.folder} ({exc.strerror})") from exc
 
 
 def _check_env(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import msgpack
@@ -312,7 +313,7 @@ BAD_FRAMES = {
         "unknown_operation",
         (
             "op: expected one of counters, describe, goodbye, hello, insert, levels, next, push, push_scores, "
-            "push_step, scores, set_score_function, stats, weights, got 'steal'"
+            "push_step, save, scores, set_score_function, stats, weights, got 'steal'"
         ),
     ),
     "arrays that are a map": ([header(arrays={})], "protocol", "arrays: expected list, got dict"),
@@ -570,3 +571,21 @@ def same(left, right):
     if dataclasses.is_dataclass(left):
         return all(same(getattr(left, field.name), getattr(right, field.name)) for field in dataclasses.fields(left))
     return left == right
+
+
+class AtOnce:
+    """An executor that does what it is given before it returns."""
+
+    def __init__(self, *_):
+        pass
+
+    def submit(self, do, *arguments):
+        future = Future()
+        try:
+            future.set_result(do(*arguments))
+        except OSError as exc:
+            future.set_exception(exc)
+        return future
+
+    def shutdown(self):
+        pass

@@ -14,10 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import faults
+import numpy as np
 import pytest
 
 from plr_client import ConfigError, LevelClient, Trainer
-from plr_server import Config
+from plr_server import Config, launch
 from plr_server.__main__ import _configs, _joined, _parser, main
 
 # Every field with a value that is not its default: Python, command line, TOML.
@@ -395,3 +396,97 @@ def test_a_viewer_does_not_outlive_a_server_that_is_killed(ipc):
 
 def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+
+
+# ---- state directories
+
+
+@pytest.fixture
+def state_dir(tmp_path):
+    """What a server of two curricula left that was killed: 13 commands, a hello, five pushes, a goodbye; again."""
+    folder, bind, config = (
+        tmp_path / "state",
+        f"ipc://{tmp_path}/plr.sock",
+        Config(levels=range(10), strategy="external"),
+    )
+    with launch({"train": config, "eval": config}, bind, state_dir=folder) as server:
+        for name in ("train", "eval"):
+            with Trainer(bind, curriculum=name) as trainer:
+                for level in range(5):
+                    trainer.push_scores([level], [level + 1.0])
+                if name == "eval":
+                    server.process.kill()
+                    server.process.wait()
+    return folder
+
+
+def test_inspect_shows_what_a_state_directory_holds(state_dir, capsys):
+    assert main(["inspect", str(state_dir)]) == 0
+    said = capsys.readouterr().out
+    assert "of the state after 0 commands" in said
+    assert "commands  13" in said
+    assert main(["inspect", "--json", str(state_dir)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["commands"], report["damage"], report["journals"][0]["numpy"]) == (13, [], np.__version__)
+    assert main(["inspect", "--verify", str(state_dir)]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_inspect_verify_says_what_is_wrong_and_the_exit_code_does(state_dir, capsys):
+    (journal,) = state_dir.glob("journal*")
+    flip(journal, journal.stat().st_size // 2)
+    for options in ([], ["--verify"], ["--json"]):
+        assert main(["inspect", *options, str(state_dir)]) == 1
+    said, errors = capsys.readouterr()
+    assert "at least" in json.loads(said.splitlines()[-1])["damage"][0]
+    assert "got damage" in errors
+
+
+def test_replay_rebuilds_the_state_at_any_command(state_dir, capsys):
+    for until, train, in_eval in ((0, 0, 0), (3, 2, 0), (6, 5, 0), (10, 5, 2), (13, 5, 5)):
+        assert main(["replay", str(state_dir), "--until", str(until), "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["commands"] == until
+        assert [said["curricula"][name]["scores"] for name in ("train", "eval")] == [train, in_eval]
+    assert main(["replay", str(state_dir)]) == 0
+    assert "after 13 of 13 commands" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("until", ["-1", "14"])
+def test_replay_refuses_a_command_that_is_not_there(state_dir, capsys, until):
+    assert main(["replay", str(state_dir), "--until", until]) == 1
+    assert f"a state directory with that command (this one: 0 to 13), got command {until}" in capsys.readouterr().err
+
+
+def test_what_is_no_state_directory_is_said(tmp_path, capsys):
+    for command in ("inspect", "replay"):
+        assert main([command, str(tmp_path / "nowhere")]) == 1
+        assert "expected a state directory that can be read" in capsys.readouterr().err
+    assert main(["replay", str(tmp_path)]) == 1
+    assert "got an empty one" in capsys.readouterr().err
+
+
+def test_a_damaged_state_directory_is_served_only_where_the_loss_is_accepted(tmp_path):
+    bind, folder = f"ipc://{tmp_path}/plr.sock", str(tmp_path / "state")
+    options = ("--levels", "0:10", "--strategy", "external", "--state-dir", folder)
+    with faults.daemon(bind, *options) as server, Trainer(server.address) as trainer:
+        trainer.push_scores([1], [1.0])
+        (journal,) = Path(folder).glob("journal*")
+        first = journal.stat().st_size
+        trainer.push_scores([2], [2.0])
+        server.kill()
+        flip(journal, first - 1)
+        said = faults.refused("--bind", bind, *options)
+        assert f"{journal}: expected the record after command 1 as it was written, got damage" in said
+        assert "At stake: at least 2 commands" in said
+        assert "--accept-loss" in said
+        with faults.daemon(bind, *options, "--accept-loss") as again:
+            assert trainer.stats()["scores"] == 0
+            assert (Path(folder) / f"{journal.name}.broken").exists()
+            again.stop()
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)

@@ -141,10 +141,10 @@ class LevelTable:
         place = np.arange(len(order)) - np.repeat(begin, count)  # 0 for a level's first score here
         seen = self._sampler.seen[unique]
         left = np.repeat(count, count) - 1 - place  # how many come after it
-        keep = 1.0 - alpha
-        weight = keep**left * np.where((place == 0) & ~np.repeat(seen, count), 1.0, alpha)
+        kept = np.multiply.accumulate(np.r_[1.0, np.full(count.max(), 1.0 - alpha)])  # powers of 1 - alpha
+        weight = kept[left] * np.where((place == 0) & ~np.repeat(seen, count), 1.0, alpha)
         new = np.add.reduceat(weight * scores[order], begin) + np.where(
-            seen, keep**count * self._sampler.scores[unique], 0.0
+            seen, kept[count] * self._sampler.scores[unique], 0.0
         )
         self._sampler.set_scores(unique, new)
         if not seen.all():

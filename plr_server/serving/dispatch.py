@@ -1,14 +1,18 @@
 """From the frames of a request to the frames of its reply: each request applied once, errors as replies.
 
-The layer between the ZeroMQ loop and the curriculum, without IO and without a clock: the loop tells it which peer
-spoke and who is gone. Nothing a client sends can raise out of `answer`, and nothing that its score function raises.
+The layer between the ZeroMQ loop and the curriculum, without a clock, and without IO but for the log, where there is
+one: it is handed every command before that is applied. The loop tells which peer spoke and who is gone. Nothing a
+client sends can raise out of `answer`, and nothing that its score function raises.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
+import struct
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,15 +46,22 @@ from plr_client.protocol import (
 from plr_server.curriculum.config import Config
 from plr_server.curriculum.scoring.rollouts import FIELDS
 from plr_server.curriculum.state_machine import Curriculum
+from plr_server.durability.records import Kind
+from plr_server.durability.state_dir import StateDir
+from plr_server.durability.values import Buffers, pack, unpack
 from plr_server.serving.sessions import Session, Sessions
 
 logger = logging.getLogger("plr_server")
 
+MAX_UNDURABLE = 2**17  # commands; of older ones a client may be told late that they are durable
 FEW_LEVELS = 8  # drawn one by one; more are drawn as arrays
 
 MAX_SCORES = 2**18  # in one request: at 1 to 4 us each
 MAX_SCORES_OF_OPEN = 2**12  # where the level space is open, and a score may have a level take another's place: 0.5 ms
 _ROLLOUT = frozenset(FIELDS)
+_GREETINGS = frozenset(("hello", "goodbye"))
+_NEEDED = frozenset(("push", "push_step", "push_scores", "insert", "set_score_function"))  # refused where not written
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _NONE: Mapping[str, Any] = {}
 
 Result = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]], Sequence[bytes] | None]  # as the end of a `Reply`
@@ -79,7 +90,7 @@ class Dispatcher:
     Args:
         curricula: the state machines by name; the dispatcher is their only caller.
         max_frame_bytes: told to clients, which then refuse to send more.
-        epoch: names this run of the curricula's state; every reply carries it.
+        epoch: names the curricula's state, where it lives in memory alone; every reply carries it.
         allow_pickle: take score functions from clients: whoever can connect can then run code in this process.
     """
 
@@ -91,6 +102,8 @@ class Dispatcher:
         self._lags = {name: Lag() for name in curricula}
         self._max_frame_bytes = max_frame_bytes
         self._epoch = epoch
+        self._log: StateDir | None = None
+        self._undurable: deque[tuple[int, str, int]] = deque(maxlen=MAX_UNDURABLE)  # number in the log, session, number
         self._allow_pickle = allow_pickle
         self._reads: dict[str, Callable[[Curriculum, Request], Result]] = {
             "counters": self._counters,
@@ -98,6 +111,7 @@ class Dispatcher:
             "weights": _weights,
             "scores": _scores,
             "levels": _levels,
+            "save": self._save,
         }
         self._writes: dict[str, Callable[[Curriculum, Request], Result]] = {
             "next": self._next,
@@ -123,7 +137,7 @@ class Dispatcher:
         try:
             request = decode_request(frames)
             number = request.sequence
-            return encode_reply(self._answer(peer, request))
+            return encode_reply(self._answer(peer, request, frames))
         except KeyboardInterrupt:
             raise
         except PlrError as refusal:
@@ -138,46 +152,151 @@ class Dispatcher:
 
     def release(self, name: str) -> None:
         """Takes back the levels that a vanished client's slots hold; its pooled steps wait, it may come back."""
-        if (session := self.sessions.get(name)) is not None:
+        self._decide("release", name)
+
+    def forget(self, name: str) -> None:
+        """Drops a client that will not come back, with all that was kept for it."""
+        self._decide("forget", name)
+
+    # ---- what outlives the process
+
+    def write_to(self, log: StateDir) -> None:
+        """Has every command written down before it is applied, from now on; the log has all that was before."""
+        self._log, self._epoch = log, log.epoch
+        for name in self.sessions:
+            self.sessions[name].durable = self.sessions[name].written
+
+    def state(self) -> dict[str, Any]:
+        """Returns the state of curricula and clients, a plain value: what all commands so far have made of it."""
+        curricula = {name: curriculum.state() for name, curriculum in self.curricula.items()}
+        return {
+            "curricula": curricula,
+            "lags": {name: [lag.levels, lag.pushes] for name, lag in self._lags.items()},
+            "sessions": self.sessions.state(),
+            "pickled_by": _PYTHON if _functions(curricula) else None,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes back to what `state` gave, in a dispatcher that has answered nothing yet.
+
+        Raises:
+            PickleRefused, InvalidInput: a client's score function is in it, and functions of clients are not taken, or
+                it was pickled by another Python.
+            PlrError: as `Curriculum.from_state`.
+        """
+        if _functions(state["curricula"]):
+            self._check_pickle("the state directory", state["pickled_by"])
+        self.curricula = {name: Curriculum.from_state(each) for name, each in state["curricula"].items()}
+        self._lags = {name: Lag(*lag) for name, lag in state["lags"].items()}
+        self.sessions.restore(state["sessions"])
+
+    def replay(self, kind: Kind, payload: memoryview) -> None:
+        """Applies a command again that was written down, as it was applied then.
+
+        Raises:
+            PlrError: it needs what this server does not allow or have.
+        """
+        if kind is Kind.DECISION:
+            self._carry_out(*unpack(payload))
+            return
+        request = decode_request(unframed(payload))
+        self._check(request)
+        self._do(self.sessions.replayed(request), request)
+
+    def _decide(self, what: str, name: str) -> None:
+        """Does what the loop has decided about a session, once it is written down."""
+        if self._log is not None:
+            self._log.write(Kind.DECISION, pack([what, name]), op=what, needed=False)
+        self._carry_out(what, name)
+
+    def _carry_out(self, what: str, name: str) -> None:
+        session = self.sessions.get(name)
+        if session is not None:
             session.waiting.clear()
         for curriculum in self.curricula.values():
             curriculum.release(name)
+            if what != "release":
+                curriculum.forget(name)
+        if session is not None and what != "release":
+            self.sessions.end(name, said_goodbye=what == "goodbye")
 
-    def forget(self, name: str, *, said_goodbye: bool = False) -> None:
-        """Drops a client that said goodbye or will not come back, with all that was kept for it."""
-        self.release(name)
-        for curriculum in self.curricula.values():
-            curriculum.forget(name)
-        self.sessions.end(name, said_goodbye=said_goodbye)
+    # ---- one request
 
-    def _answer(self, peer: bytes, request: Request) -> Reply:
+    def _answer(self, peer: bytes, request: Request, frames: Sequence[Any]) -> Reply:
         session = self.sessions.admit(peer, request)
         number, op = request.sequence, request.op
-        if number == session.sequence:
-            if session.reply is not None:
-                return session.reply
-            if op in self._writes:
-                raise ProtocolError(f"seq: expected more than {number} for {op}, got {number} again")
+        if number == session.written and session.reply is not None:
+            return session.reply._replace(epoch=self._epoch, durable=self._durable(session))
+        if op not in self._writes and op not in _GREETINGS:
+            session.sequence = number
+            reply, durable = self._apply(request), self._durable(session)
+            return reply if reply.durable == durable else reply._replace(durable=durable)
+        if number == session.sequence and op in self._writes:
+            raise ProtocolError(f"seq: expected more than {number} for {op}, got {number} again")
+        self._check(request)
+        if self._log is not None:
+            self._log.write(Kind.REQUEST, framed(frames), op=op, needed=op in _NEEDED)
+            self._undurable.append((self._log.sequence, request.session, number))
+        reply, durable = self._do(session, request), self._durable(session)
+        return reply if reply.durable == durable else reply._replace(durable=durable)
+
+    def _check(self, request: Request) -> None:
+        """Refuses what does not depend on the state alone, and would turn out otherwise in another process.
+
+        Raises:
+            PickleRefused: functions of clients are not taken.
+            InvalidInput: a function was pickled by another Python.
+        """
+        if request.op == "set_score_function":
+            self._check_pickle(request.op, request.args.get("python"))
+
+    def _check_pickle(self, what: str, pickled_by: Any) -> None:
+        if not self._allow_pickle:
+            raise PickleRefused(what)
+        if pickled_by != _PYTHON:  # bytecode of another version can bring the interpreter down
+            got = pickled_by if isinstance(pickled_by, str) else shown(pickled_by)
+            raise InvalidInput("function", f"one pickled by Python {_PYTHON}, the server's", f"one by Python {got:.20}")
+
+    def _do(self, session: Session, request: Request) -> Reply:
+        """Applies a request that changes something, and notes that it was."""
+        number, op = request.sequence, request.op
         if op == "hello":
             told = {"max_frame_bytes": self._max_frame_bytes, "applied": session.sequence}
-            session.sequence, session.reply = number, None
-            return Reply(number, self._epoch, number, None, told)
-        if op == "goodbye":
-            self.forget(request.session, said_goodbye=True)
-            return Reply(number, self._epoch, number)
-        if op == "describe":
-            session.sequence, session.reply = number, None
-            configs = {name: _described(curriculum.config) for name, curriculum in self.curricula.items()}
-            return Reply(number, self._epoch, number, None, {"curricula": configs})
-        reply = self._apply(request)
-        session.sequence = number
-        session.reply = reply if op in self._writes else None
+            session.reply = None
+            reply = Reply(number, self._epoch, number, None, told)
+        elif op == "goodbye":
+            self._carry_out(op, request.session)
+            reply = Reply(number, self._epoch, number)
+        else:
+            reply = session.reply = self._apply(request)
+        session.sequence = session.written = number
         return reply
+
+    def _durable(self, session: Session) -> int:
+        """Returns up to which number a client need not send again."""
+        waiting = self._undurable
+        if self._log is None:
+            return session.sequence
+        while waiting and waiting[0][0] <= self._log.durable:
+            _, name, number = waiting.popleft()
+            if (other := self.sessions.get(name)) is not None:
+                other.durable = number
+        return session.sequence if session.durable == session.written else session.durable
+
+    def _save(self, _curriculum: Curriculum, _request: Request) -> Result:
+        if self._log is None:
+            expected = "a server with a state directory (plr-server serve --state-dir DIR, launch(state_dir=DIR))"
+            raise InvalidInput("save", expected, "one whose state lives in memory")
+        self._log.save()
+        return _NONE, _NONE, None
 
     def _apply(self, request: Request) -> Reply:
         number, op = request.sequence, request.op
         error: PlrError
         try:
+            if op == "describe":  # of all curricula
+                configs = {name: _described(each.config) for name, each in self.curricula.items()}
+                return Reply(number, self._epoch, number, None, {"curricula": configs})
             curriculum = self.curricula.get(request.curriculum)
             if curriculum is None:
                 raise UnknownCurriculum(request.curriculum[:80], ", ".join(sorted(self.curricula)))  # noqa: TRY301
@@ -197,18 +316,12 @@ class Dispatcher:
             error = _failed(op, exc)
         return Reply(number, self._epoch, number, error)
 
-    def _set_score_function(self, curriculum: Curriculum, request: Request) -> Result:
-        if not self._allow_pickle:
-            raise PickleRefused(request.op)
+    @staticmethod
+    def _set_score_function(curriculum: Curriculum, request: Request) -> Result:
         pickled = _fields(request, {"function"}).get("function")
         if pickled is None or pickled.dtype != np.uint8:
             got = "none" if pickled is None else f"{pickled.dtype}"
             raise InvalidInput("function", "an array of uint8, a pickled function", got)
-        python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        by = request.args.get("python")
-        if by != python:  # bytecode of another version can bring the interpreter down
-            expected = f"one pickled by Python {python}, the server's"
-            raise InvalidInput("function", expected, f"one by Python {by if isinstance(by, str) else shown(by)!s:.20}")
         curriculum.set_score_function(pickled.tobytes())
         return _NONE, _NONE, None
 
@@ -266,6 +379,25 @@ class Dispatcher:
             waiting.pop(slot, None)  # the level that it held is over
         if request.args.get("ahead"):
             waiting.update(dict.fromkeys(slots, curriculum.pushes))
+
+
+def framed(frames: Sequence[Any]) -> Buffers:
+    """Returns the frames of a request as one payload, in pieces: how many, how long each is, and they themselves."""
+    return [struct.pack(f"<B{len(frames)}Q", len(frames), *map(len, frames)), *frames]
+
+
+def unframed(payload: memoryview) -> Frames:
+    """Returns the frames that `framed` joined, as views of the payload."""
+    num = payload[0]
+    lengths = struct.unpack_from(f"<{num}Q", payload, 1)
+    begins = list(itertools.accumulate(lengths, initial=1 + 8 * num))
+    header, *arrays = (payload[begin : begin + length] for begin, length in zip(begins, lengths, strict=False))
+    return [bytes(header), *arrays]
+
+
+def _functions(curricula: Mapping[str, Any]) -> bool:
+    """Returns whether a client's score function is in the state of one of them."""
+    return any(state["scorer"]["function"] is not None for state in curricula.values())
 
 
 def _failed(what: str, exc: BaseException) -> ServerError:

@@ -58,6 +58,8 @@ def launch(
     *,
     insecure: bool = False,
     allow_pickle: bool = False,
+    state_dir: str | os.PathLike[str] | None = None,
+    fsync: str = "interval",
 ) -> Iterator[Server]:
     """Runs a server for as long as the context lasts.
 
@@ -68,6 +70,10 @@ def launch(
         insecure: allow a tcp address beyond loopback, where whoever reaches it may read and change the curriculum.
         allow_pickle: take score functions from clients (`Trainer.set_score_function`): whoever can connect can then run
             code in the server.
+        state_dir: the folder that the state lives in: a server started on it goes on where the last one ended, however
+            that was. By default the state lives in memory.
+        fsync: when a command is on the disk: "always" before its reply, "interval" within about a second, "never" when
+            the system sees fit.
 
     Yields:
         The server, with its `address`. It ends with the context, and when this process dies, however it dies.
@@ -77,6 +83,7 @@ def launch(
             strategy names a function that the server cannot import. It looks in this process's working directory and on
             PYTHONPATH.
         AddressTaken: something already listens there.
+        StateDirTaken, StateDamaged, StateDiverged: the state directory cannot be gone on with.
         ServerStartError: the server did not start.
 
     >>> from plr_client import LevelClient
@@ -95,7 +102,8 @@ def launch(
             bind = ("--bind", address)
         named = {DEFAULT_CURRICULUM: config} if isinstance(config, Config) else config
         flags = {"--insecure": insecure, "--allow-pickle": allow_pickle}
-        options = (*bind, *(flag for flag, said in flags.items() if said))
+        kept = () if state_dir is None else ("--state-dir", os.fspath(state_dir), "--fsync", fsync)
+        options = (*bind, *kept, *(flag for flag, said in flags.items() if said))
         server = _start({"curricula": {name: one.to_dict() for name, one in named.items()}}, options)
         stack.callback(server.stop)
         try:

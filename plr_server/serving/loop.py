@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from plr_client.errors import ConfigError
-from plr_client.protocol import MAX_FRAME_BYTES, MAX_HEADER_BYTES, encode_notice, request_id
+from plr_client.protocol import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Frames, encode_notice, request_id
 from plr_server.curriculum.state_machine import Curriculum
+from plr_server.durability.state_dir import StateDir
 from plr_server.serving.dispatch import Dispatcher
 from plr_server.serving.endpoint import beyond_this_machine, listening
+from plr_server.serving.restart import restart
 from plr_server.serving.sessions import MAX_SESSIONS
 from plr_server.serving.wire import Wire
 
@@ -44,6 +46,7 @@ def serve(
     allow_pickle: bool = False,
     max_frame_bytes: int = MAX_FRAME_BYTES,
     parent_pid: int | None = None,
+    log: StateDir | None = None,
 ) -> None:
     """Serves curricula until SIGINT or SIGTERM, then tells the clients and returns. Call it from the main thread.
 
@@ -58,10 +61,12 @@ def serve(
         max_frame_bytes: the largest frame taken from a client, in bytes; the transport drops who sends more. A request
             has at most four times that in all.
         parent_pid: stop also when this process is no longer the parent.
+        log: the folder that the state lives in; it is closed at the end. Without one, it lives in memory.
 
     Raises:
         ConfigError: the address is not one that may be served, or not with `allow_pickle`; or `max_frame_bytes` would
-            not let a header through.
+            not let a header through; or the folder is of another configuration.
+        StateDiverged, PickleRefused: the folder's state cannot be gone on with here (`restart`).
         AddressTaken: something already listens there.
         ServerStartError: the address cannot be bound for another reason.
     """
@@ -70,7 +75,12 @@ def serve(
     if allow_pickle and beyond_this_machine(address):
         expected = "an ipc or loopback address: whoever reaches the server could run code in it"
         raise ConfigError("allow_pickle", expected, address)
+    epoch = secrets.randbits(63)
+    dispatcher = Dispatcher(curricula, max_frame_bytes=max_frame_bytes, epoch=epoch, allow_pickle=allow_pickle)
     with contextlib.ExitStack() as stack:
+        if log is not None:
+            stack.callback(log.close)
+            restart(dispatcher, log)
         wire = Wire(max_frame_bytes)
         stack.callback(wire.close)
         wire.take_files()
@@ -78,9 +88,7 @@ def serve(
         bound = stack.enter_context(listening(wire.router, address, insecure=insecure))
         stack.callback(wire.close, CLOSING_LINGER_MS)  # before giving up the address: it unlinks what is there
         wire.guards(bound)
-        epoch = secrets.randbits(63)  # the state lives in memory: every run begins another
-        dispatcher = Dispatcher(curricula, max_frame_bytes=max_frame_bytes, epoch=epoch, allow_pickle=allow_pickle)
-        loop = _Loop(dispatcher, wire, stop)
+        loop = _Loop(dispatcher, wire, stop, log)
         ready(bound)
         loop.run(parent_pid)
         logger.info("stopping: telling %d sessions", len(dispatcher.sessions))
@@ -88,11 +96,13 @@ def serve(
 
 
 class _Loop:
-    def __init__(self, dispatcher: Dispatcher, wire: Wire, stop: socket.socket) -> None:
+    def __init__(self, dispatcher: Dispatcher, wire: Wire, stop: socket.socket, log: StateDir | None = None) -> None:
         self.dispatcher = dispatcher
-        self._wire, self._stop = wire, stop
+        self._wire, self._stop, self._log = wire, stop, log
         self._due: list[tuple[float, int, Callable[[], None]]] = []  # a heap of what to do when
         self._num_due = 0
+        for name in dispatcher.sessions:  # of the run before: who is still there comes back
+            self._after(RETURN_WITHIN_S, partial(self._forget, name, dispatcher.sessions[name].peer))
 
     def run(self, parent_pid: int | None) -> None:
         router, monitor, stop = self._wire.router.FD, self._wire.monitor.FD, self._stop.fileno()
@@ -112,6 +122,8 @@ class _Loop:
                 return
             self._note_closed()
             self._do_what_is_due()
+            if self._log is not None:
+                self._log.look_after()
             look_s = time.monotonic() + TICK_S
             if self._due:
                 look_s = min(look_s, self._due[0][0])
@@ -133,19 +145,31 @@ class _Loop:
         sessions.max_open = len(sessions) if self._wire.crowded() else MAX_SESSIONS
 
     def _answer_some(self) -> bool:
-        """Answers a batch of requests; returns whether none was left."""
-        wire, dispatcher = self._wire, self.dispatcher
+        """Answers a batch of requests; returns whether none was left.
+
+        Where replies have to wait for the disk, all of the batch wait for it together.
+        """
+        wire, dispatcher, log = self._wire, self.dispatcher, self._log
+        holds = log is not None and log.holds_replies
+        held: list[tuple[bytes, Frames]] = []
+        received = None
         for _ in range(BATCH):
             received = wire.receive()
             if received is None:
-                return True
+                break
             peer, frames, refusal = received
             if refusal is None:
                 reply = dispatcher.answer(peer, frames)
             else:
                 reply = dispatcher.refusal(request_id(frames), refusal)
-            wire.send_reply(peer, reply, dispatcher.refusal)
-        return False
+            if holds:
+                held.append((peer, reply))
+            else:
+                wire.send_reply(peer, reply, dispatcher.refusal)
+        if log is None or log.commit():  # who hears nothing asks again, and by then it may be on the disk
+            for peer, reply in held:
+                wire.send_reply(peer, reply, dispatcher.refusal)
+        return received is None
 
     def _note_closed(self) -> None:
         for peer in self._wire.closed_peers():

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from plr_client.errors import ProtocolError, SessionExpired, TooManySessions
-from plr_client.protocol import Reply, Request
+from plr_client.protocol import Reply, Request, decode_reply, encode_reply
 
 MAX_SESSIONS = 16_384
 MAX_SESSIONS_PER_CONNECTION = 64  # a client of ours has one
@@ -26,7 +27,9 @@ class Session:
         peer: the transport's name for the connection it speaks on.
         connection: the how-manieth of the session that is.
         sequence: the highest sequence number that was applied.
-        reply: the reply to it, repeated when the request comes again; None for a request that changes nothing.
+        written: the highest of a request that changed something.
+        durable: the highest of those that cannot get lost any more.
+        reply: the reply to `written`, repeated when that request comes again; None where that does no harm.
         waiting: curriculum -> slot -> how many pushes there had been when its level was drawn, for levels drawn ahead
             whose turn has not come.
     """
@@ -34,6 +37,8 @@ class Session:
     peer: bytes
     connection: int
     sequence: int
+    written: int = 0
+    durable: int = 0
     reply: Reply | None = None
     waiting: dict[str, dict[int, int]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
 
@@ -89,6 +94,39 @@ class Sessions:
             session.peer, session.connection = peer, request.connection
         return session
 
+    def replayed(self, request: Request) -> Session:
+        """Returns the session of a request that was admitted when it first came; a hello begins it again."""
+        session = self._open.get(request.session)
+        if session is None:
+            session = self._open[request.session] = Session(b"", 0, request.sequence - 1)
+        return session
+
+    def state(self) -> dict[str, Any]:
+        """Returns what the requests that changed something have made of the sessions, a plain value.
+
+        open: by name, the number and the reply of the last such request and what waits; ended: names. On which
+        connection a session speaks, and what it only asked, is not in it.
+        """
+        return {
+            "open": {
+                name: {
+                    "written": session.written,
+                    "reply": None if session.reply is None else _packed(session.reply),
+                    "waiting": {curriculum: dict(slots) for curriculum, slots in session.waiting.items()},
+                }
+                for name, session in self._open.items()
+            },
+            "ended": list(self._ended),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes back to what `state` gave; nobody is connected."""
+        for name, kept in state["open"].items():
+            session = self._open[name] = Session(b"", 0, kept["written"], kept["written"], kept["written"])
+            session.reply = None if kept["reply"] is None else _unpacked(kept["reply"])
+            session.waiting.update(kept["waiting"])
+        self._ended = dict.fromkeys(state["ended"])
+
     def end(self, name: str, *, said_goodbye: bool) -> None:
         """Drops an open session; one that said goodbye cannot be begun again."""
         self._unname(self._open.pop(name).peer, name)
@@ -117,3 +155,14 @@ class Sessions:
         names.discard(name)
         if not names:
             del self._names[peer]
+
+
+def _packed(reply: Reply) -> list[bytes]:
+    """Returns the frames of a reply that can be repeated in any run of the server."""
+    return [bytes(frame) for frame in encode_reply(reply._replace(epoch=0, durable=0))]
+
+
+def _unpacked(frames: list[bytes]) -> Reply:
+    reply = decode_reply(frames)
+    assert isinstance(reply, Reply)  # noqa: S101  narrows the type
+    return reply

@@ -74,6 +74,36 @@ EXAMPLES = {
         ),
     ),
     "ServerStartError": (("bind: expected a folder",), "bind: expected a folder"),
+    "StateDirTaken": (
+        ("/state", "the server of process 7"),
+        (
+            "state_dir: expected one that no server uses, got /state, used by the server of process 7; stop it or "
+            "choose another"
+        ),
+    ),
+    "StateDamaged": (
+        ("/state/journal", "the record after command 3", "it is missing", "at least 2"),
+        (
+            "/state/journal: expected the record after command 3 as it was written, got damage: it is missing. At "
+            "stake: at least 2 commands. Restore the file from a copy; or give them up with plr-server serve "
+            "--accept-loss, which keeps what is there as .broken"
+        ),
+    ),
+    "StateDiverged": (
+        (9, "numpy 1", "numpy 2"),
+        (
+            "state_dir: expected the state that was there after command 9, got another one from the same commands. "
+            "They ran with numpy 1; here is numpy 2. Start the server there, or accept the state of here with "
+            "plr-server serve --accept-loss"
+        ),
+    ),
+    "StateNotWritten": (
+        ("push", "No space left on device"),
+        (
+            "push: expected a server that can write to its state directory, got: No space left on device; nothing "
+            "was applied, send it again once it can"
+        ),
+    ),
     "AddressTaken": (
         ("tcp://127.0.0.1:1", "another process"),
         (

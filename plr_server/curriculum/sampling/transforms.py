@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from plr_server.curriculum.elementary import power
 from plr_server.curriculum.sampling.order import KeyOrder
 from plr_server.curriculum.sampling.trees import (
     Floats,
@@ -112,10 +113,11 @@ class _ByRank:
 
 
 class _PowerOfRank:
-    """Rank 0..n-1 with weight (1 / (rank + 1))^exponent, from a table of their sums that grows as levels are seen."""
+    """Rank 0..n-1 with weight (1 / (rank + 1))^exponent, from tables of them and of their sums that grow with n."""
 
     def __init__(self, num_levels: int, exponent: float) -> None:
         self._num_levels, self._exponent = num_levels, exponent
+        self._weights = np.zeros(0)  # those of hopeless ranks may be 0
         self._sums = array("d")
 
     def draw(self, uniform: float, n: int) -> int:
@@ -132,25 +134,22 @@ class _PowerOfRank:
     def of(self, ranks: Ints, n: int) -> Floats:
         if n > len(self._sums):
             self._grow(n)
-        probabilities: Floats = self._of_ranks(ranks) / self._sums[n - 1]
+        probabilities: Floats = self._weights[ranks] / self._sums[n - 1]
         return probabilities
 
     def weights(self, n: int) -> Floats:
-        return normalised(self._of_ranks(np.arange(n)))
-
-    def _of_ranks(self, ranks: Ints) -> Floats:
-        with np.errstate(all="ignore"):  # the weights of hopeless ranks may underflow to 0
-            weights: Floats = ranks.astype(np.float64) + 1.0
-            weights **= -self._exponent
-        return weights
+        if n > len(self._sums):
+            self._grow(n)
+        return normalised(self._weights[:n])
 
     def _grow(self, n: int) -> None:
         begin = len(self._sums)
         stop = min(1 << (n - 1).bit_length(), self._num_levels)
-        terms = self._of_ranks(np.arange(begin, stop))
+        weights = power(np.arange(begin + 1.0, stop + 1.0), -self._exponent)
+        self._weights = np.concatenate([self._weights, weights])
         if begin:
-            terms[0] += self._sums[-1]
-        self._sums.frombytes(np.cumsum(terms).view(np.uint8).data)
+            weights[0] += self._sums[-1]
+        self._sums.frombytes(np.cumsum(weights).view(np.uint8).data)
 
 
 class _TopRank:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from plr_server.curriculum.elementary import exp, power
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -29,8 +31,7 @@ def power_ratio(exponent: float) -> Callable[[Floats, Floats], Floats]:
 
     def ratio(values: Floats, top: Floats) -> Floats:
         with np.errstate(all="ignore"):
-            ratios: Floats = (values / np.where(top > 0.0, top, 1.0)) ** exponent
-        return ratios
+            return power(values / np.where(top > 0.0, top, 1.0), exponent)
 
     return ratio
 
@@ -40,8 +41,7 @@ def exp_ratio(temperature: float) -> Callable[[Floats, Floats], Floats]:
 
     def ratio(values: Floats, top: Floats) -> Floats:
         with np.errstate(all="ignore"):
-            ratios: Floats = np.exp((values - np.where(top > -np.inf, top, 0.0)) / temperature)
-        return ratios
+            return exp((values - np.where(top > -np.inf, top, 0.0)) / temperature)
 
     return ratio
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plr_server.curriculum.arrays import Floats
+from plr_server.curriculum.elementary import exp, log
 from plr_server.curriculum.scoring.episodes import Episodes, advantages
 
 
@@ -41,7 +42,7 @@ class Strategy:
 def _probabilities(episodes: Episodes) -> Floats:
     logits = episodes.logits
     assert logits is not None  # noqa: S101  the rollout was checked against the strategy's needs
-    powers: Floats = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    powers = exp(logits - logits.max(axis=-1, keepdims=True))
     powers /= powers.sum(axis=-1, keepdims=True)
     return powers
 
@@ -72,9 +73,9 @@ def _alt_advantage_abs(episodes: Episodes, gamma: float, _gae_lambda: float) -> 
 
 def _policy_entropy(episodes: Episodes, _gamma: float, _gae_lambda: float) -> Floats:
     p = _probabilities(episodes)
-    log_p = np.log(p, out=np.zeros_like(p), where=p > 0)
+    log_p = log(np.where(p > 0, p, 1.0))
     entropy: Floats = -(p * log_p).sum(axis=-1)
-    entropy /= np.log(p.shape[-1])
+    entropy /= log(np.array([p.shape[-1]], dtype=np.float64))
     return entropy
 
 

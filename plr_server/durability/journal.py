@@ -1,0 +1,137 @@
+"""Journal: one segment that grows, record after record, and what of it is on the disk.
+
+Used by the state folder. A write that fails leaves nothing behind. A sync that fails is never tried again: the system
+then forgets what it could not write, and a second one would say that all is well; the journal is over, and a snapshot
+in new files takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+from plr_server.durability.files import create, write_all
+from plr_server.durability.records import Kind, Link, Origin, encode, encode_origin
+from plr_server.durability.values import num_bytes
+
+JOINED_BYTES = 16 * 1024  # of a payload: less costs least in one piece
+
+
+class Journal:
+    """A new segment, which is on the disk when this returns.
+
+    Args:
+        path: its file.
+        origin: what it belongs to.
+        after: the last record of the segment before.
+        synced: up to which command all are on the disk.
+        syncer: syncs in the background.
+
+    Attributes:
+        link: the last record.
+        synced: up to which command all are on the disk.
+        num_bytes: how long the segment is.
+        failed: what a sync failed of; None while none did.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, path: Path, origin: Origin, after: Link, synced: int, syncer: Executor) -> None:
+        first, self.link = encode_origin(origin, after, synced)
+        self.path, self.synced, self.num_bytes = path, synced, len(first)
+        self.failed: OSError | None = None
+        self._salt = origin.salt
+        self._said = synced  # up to which command a record says so
+        self._syncer = syncer
+        self._syncing: tuple[int, Future[None]] | None = None  # up to which command
+        self._file = create(path, [first])
+
+    def append(self, kind: Kind, payload: Sequence[Any]) -> None:
+        """Writes a record after the last one.
+
+        Raises:
+            OSError: it cannot be written, and nothing of it was.
+        """
+        if self.failed is not None:
+            raise self.failed
+        length, said = num_bytes(payload), self.synced
+        if length < JOINED_BYTES:
+            payload = [b"".join(payload)]
+        header, link = encode(kind, self.link, said, payload, self._salt)
+        try:
+            write_all(self._file, [header, *payload])
+        except OSError:
+            self._cut()
+            raise
+        self.link, self._said = link, said
+        self.num_bytes += len(header) + length
+
+    def _cut(self) -> None:
+        """Takes back what a failed write has left."""
+        try:
+            os.ftruncate(self._file, self.num_bytes)
+            os.lseek(self._file, self.num_bytes, os.SEEK_SET)
+        except OSError as exc:
+            self.failed = exc
+
+    def sync(self) -> None:
+        """Has everything written so far on the disk.
+
+        Raises:
+            OSError: it may not be there, and this journal is over.
+        """
+        if self.failed is not None:
+            raise self.failed
+        sequence = self.link.sequence
+        try:
+            os.fdatasync(self._file)
+        except OSError as exc:
+            self.failed = exc
+            raise
+        self.synced = sequence
+
+    def sync_behind(self) -> None:
+        """Begins to sync in the background, unless that goes on already; `look` sees when it is done."""
+        if self._syncing is None and self.failed is None and self.link.sequence > self.synced:
+            self._syncing = self.link.sequence, self._syncer.submit(os.fdatasync, self._file)
+
+    def look(self) -> bool:
+        """Takes note of a sync in the background that is done; returns whether none goes on.
+
+        Raises:
+            OSError: it failed, and this journal is over.
+        """
+        if self._syncing is None:
+            return True
+        sequence, syncing = self._syncing
+        if not syncing.done():
+            return False
+        self._syncing = None
+        try:
+            syncing.result()
+        except OSError as exc:
+            self.failed = exc
+            raise
+        self.synced = max(self.synced, sequence)
+        return True
+
+    def say_synced(self) -> None:
+        """Writes down what is known to be on the disk, so that damage to it will be told from a tear.
+
+        Raises:
+            OSError: as `append`.
+        """
+        if self.synced > self._said:
+            self.append(Kind.SYNCED, [])
+
+    def close(self) -> None:
+        """Closes the file, once nothing is done to it in the background."""
+        if self._syncing is not None:
+            self._syncing[1].exception()
+        with contextlib.suppress(OSError):  # of a write that failed, which has been told
+            os.close(self._file)

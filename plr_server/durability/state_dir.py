@@ -1,0 +1,384 @@
+"""StateDir: the folder that a server's state outlives it in. One server at a time; one folder for all its curricula.
+
+Used by plr_server.serving: it hands over every command before it applies it, and asks after each batch whether replies
+may go out. The folder decides when to sync, when to take a snapshot, and what to remove. It reads the clock for that
+alone: nothing that is written depends on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plr_client.errors import ConfigError, ServerStartError, StateDirTaken, StateNotWritten
+from plr_server.durability.files import TEMPORARY, sync_folder
+from plr_server.durability.journal import Journal
+from plr_server.durability.records import Kind, Link, Origin
+from plr_server.durability.recovery import (
+    BROKEN,
+    config_digest,
+    generations,
+    journal_path,
+    read_history,
+    snapshot_path,
+)
+from plr_server.durability.snapshot import write_snapshot
+from plr_server.durability.values import digest, pack
+
+logger = logging.getLogger("plr_server")
+
+FSYNC = ("never", "interval", "always")
+SYNC_EVERY_S = 1.0  # under "interval"
+RETRY_AFTER_S = 1.0  # where the folder could not be written
+SNAPSHOT_AFTER_BYTES = 256 * 1024 * 1024  # of journal: both bound how long a recovery takes
+SNAPSHOT_AFTER_COMMANDS = 50_000
+DIGEST_AFTER_COMMANDS = 10_000
+
+
+class StateDir:
+    """A state folder that this process alone writes to.
+
+    Args:
+        path: the folder; made where there is none.
+        fsync: when a command is on the disk: "always" before its reply, "interval" within about a second, "never" when
+            the system sees fit. Snapshots always are.
+        accept_loss: go on from what can be trusted, where something is damaged.
+
+    Attributes:
+        history: what the folder held; without its contents once the server has begun.
+        epoch: names the state; it stays as long as nothing is lost.
+        sequence: how many commands the state has seen.
+        accept_loss: as given.
+        holds_replies: replies have to wait for `commit`.
+
+    Raises:
+        ConfigError: there is no such way to sync.
+        StateDirTaken: another server has the folder.
+        StateDamaged: something is missing that was in it, and that is not accepted.
+        ServerStartError: it cannot be read or written.
+    """
+
+    def __init__(self, path: Path, *, fsync: str = "interval", accept_loss: bool = False) -> None:
+        if fsync not in FSYNC:
+            raise ConfigError("fsync", f"one of {', '.join(FSYNC)}", repr(fsync))
+        self._path, self._fsync = path, fsync
+        self.accept_loss = accept_loss
+        self.holds_replies = fsync == "always"
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _locked(path)
+            self.history = read_history(path)
+        except OSError as exc:
+            raise ServerStartError(f"state_dir: expected a folder to read and write, got {path} ({exc})") from exc
+        damaged = self.history.damaged
+        if damaged and not accept_loss:
+            os.close(self._lock)
+            raise next(iter(damaged.values()))
+        for error in damaged.values():
+            logger.error("accepting a loss: %s", error)
+        lasts = self.history.epoch and not damaged
+        self.epoch = self.history.epoch if lasts else secrets.randbits(63)
+        self.sequence = self.history.end.sequence
+        self._generation = self.history.generation
+        self._link = self.history.end
+        self._synced = max([self.history.begin.sequence, *(segment.synced for segment in self.history.segments)])
+        self._background = ThreadPoolExecutor(1, "plr-disk")
+        self._state_of: Callable[[], Any]
+        self._config = ""
+        self._journal: Journal | None = None
+        self._since = self._digested = self.sequence  # the newest snapshot, the newest digest
+        self._snapshot: tuple[int, Future[None]] | None = None  # its generation
+        self._wanted = False  # a snapshot
+        self._closed = self._complained = False  # about a write that failed
+        self._behind: str | None = None  # why the newest state is in memory alone
+        self._sync_s = self._retry_s = time.monotonic()
+
+    # ---- what the server does
+
+    def begin(self, state_of: Callable[[], Any], config: str) -> None:
+        """Writes the state that the server begins with, and is ready for commands from then on.
+
+        Args:
+            state_of: returns the server's state at any time, a plain value that nobody changes afterwards.
+            config: the configuration of its curricula, as text.
+
+        Raises:
+            ServerStartError: it cannot be written.
+        """
+        self._state_of, self._config = state_of, config_digest(config)
+        try:
+            for path in self._path.glob(f"*{TEMPORARY}"):
+                path.unlink()
+            self._start_over()
+        except OSError as exc:
+            raise ServerStartError(f"state_dir: expected to write to {self._path}, got: {exc}") from exc
+        self.history = dataclasses.replace(self.history, state=None, segments=[])  # as large as it is
+
+    def write(self, kind: Kind, payload: Sequence[Any], *, op: str, needed: bool) -> None:
+        """Writes down a command that is about to be applied.
+
+        Args:
+            kind: REQUEST or DECISION.
+            payload: buffers with all that it takes to apply it again.
+            op: what it is, for the error.
+            needed: do not apply it where it cannot be written. Otherwise it goes ahead, in memory alone until the
+                folder can be written again.
+
+        Raises:
+            StateNotWritten: it is needed, and cannot be written.
+        """
+        if self._behind is None:
+            assert self._journal is not None  # noqa: S101  `begin` comes first
+            try:
+                self._journal.append(kind, payload)
+            except OSError as exc:
+                if not self._complained:
+                    logger.error("%s could not be written to %s: %s", op, self._path, exc)  # noqa: TRY400
+                self._complained = True
+                if not needed or self._journal.failed is not None:
+                    self._fall_behind(exc)
+                if needed:
+                    raise StateNotWritten(op, f"{exc}") from exc
+            else:
+                self._complained = False
+            self.sequence += 1
+        elif needed:
+            raise StateNotWritten(op, self._behind)
+        else:
+            self.sequence += 1
+
+    @property
+    def durable(self) -> int:
+        """Up to which command all are as durable as `fsync` promises, once `commit` has let replies go."""
+        if self._behind is not None or self._fsync == "interval":
+            return self._synced
+        return self.sequence
+
+    def commit(self) -> bool:
+        """Ends a batch of commands; returns whether their replies may go out, which always is so but under "always"."""
+        if not self.holds_replies:
+            self._take_digest()
+            return True
+        journal = self._journal
+        assert journal is not None  # noqa: S101  `begin` comes first
+        if journal.link.sequence > journal.synced and journal.failed is None:
+            try:
+                journal.sync()
+                self._synced = journal.synced
+            except OSError as exc:
+                self._sync_failed(exc)
+        self._take_digest()
+        return self._journal is not None and self._journal.failed is None
+
+    def look_after(self) -> None:
+        """Does what has come due: background syncs, snapshots, another try where writing failed. Call it often."""
+        now_s = time.monotonic()
+        if self._behind is not None:
+            if self._retry_s <= now_s:
+                self._catch_up()
+            return
+        self._look_at_snapshot()
+        journal = self._journal
+        assert journal is not None  # noqa: S101  `begin` comes first
+        try:
+            idle = journal.look()
+            self._synced = max(self._synced, journal.synced)
+            if self._wants_snapshot():
+                if not idle:
+                    return
+                if journal.synced < journal.link.sequence and not self._wanted:
+                    self._wanted = True  # first what has piled up, in the background; then the rest of it is little
+                    journal.sync_behind()
+                    return
+                self._cut()
+            elif self._fsync == "interval" and self._sync_s <= now_s:
+                self._sync_s = now_s + SYNC_EVERY_S
+                journal.sync_behind()
+        except OSError as exc:
+            self._sync_failed(exc)
+            return
+        with contextlib.suppress(OSError):  # the next command will tell
+            journal = self._journal
+            if journal is not None and self._fsync != "never":
+                journal.say_synced()
+
+    def save(self) -> None:
+        """Takes a snapshot, which is on the disk when this returns.
+
+        Raises:
+            StateNotWritten: it cannot be written; the journal goes on.
+        """
+        try:
+            self._start_over()
+        except OSError as exc:
+            raise StateNotWritten("save", f"{exc}") from exc
+
+    def close(self) -> None:
+        """Takes a last snapshot, so that the next start has nothing to replay, and lets the folder go; once."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._journal is not None:
+            try:
+                self._start_over()
+            except OSError as exc:
+                logger.error("no last snapshot could be written, the journal has it: %s", exc)  # noqa: TRY400
+                with contextlib.suppress(OSError):
+                    self._journal.sync()
+            self._journal.close()
+        self._background.shutdown()
+        os.close(self._lock)
+
+    # ---- what comes of it
+
+    def _wants_snapshot(self) -> bool:
+        assert self._journal is not None  # noqa: S101
+        due = (
+            self._wanted
+            or self._journal.num_bytes > SNAPSHOT_AFTER_BYTES
+            or self.sequence - self._since > SNAPSHOT_AFTER_COMMANDS
+        )
+        return due and self._snapshot is None
+
+    def _take_digest(self) -> None:
+        if self._behind is None and self.sequence - self._digested >= DIGEST_AFTER_COMMANDS:
+            assert self._journal is not None  # noqa: S101
+            self._digested = self.sequence
+            with contextlib.suppress(OSError):  # the next command will tell
+                self._journal.append(Kind.DIGEST, [digest(pack(self._state_of()))])
+
+    def _cut(self) -> None:
+        """Begins a generation; its snapshot is written in the background.
+
+        Raises:
+            OSError: a sync failed, or the new journal cannot be made.
+        """
+        self._wanted = False
+        old = self._journal
+        assert old is not None  # noqa: S101
+        old.sync()
+        self._synced = self.sequence
+        body = self._body(old.link)
+        self._journal = self._new_journal(old.link)
+        old.close()
+        self._since = self.sequence
+        path = snapshot_path(self._path, self._generation)
+        self._snapshot = self._generation, self._background.submit(write_snapshot, path, body)
+
+    def _look_at_snapshot(self) -> None:
+        if self._snapshot is None or not self._snapshot[1].done():
+            return
+        (generation, written), self._snapshot = self._snapshot, None
+        try:
+            written.result()
+            self._remove_before(generation)
+        except OSError as exc:
+            logger.error("a snapshot could not be written, the journal goes on: %s", exc)  # noqa: TRY400
+
+    def _start_over(self) -> None:
+        """Begins a generation, journal and snapshot, from what is in memory.
+
+        Raises:
+            OSError: it cannot be written; what was there is there still.
+        """
+        if self._snapshot is not None:
+            self._snapshot[1].exception()
+            self._snapshot = None
+        old = self._journal
+        link = Link(self.sequence, self._link.crc if old is None else old.link.crc)
+        journal = self._new_journal(link)
+        try:
+            write_snapshot(snapshot_path(self._path, self._generation), self._body(link))
+        except BaseException:
+            journal.close()
+            journal.path.unlink()
+            raise
+        self._journal, self._synced, self._since = journal, self.sequence, self.sequence
+        self._wanted, self._behind = False, None
+        if old is not None:
+            old.close()
+        self._remove_before(self._generation)
+
+    def _new_journal(self, after: Link) -> Journal:
+        self._generation += 1
+        origin = Origin(
+            generation=self._generation,
+            epoch=self.epoch,
+            config=self._config,
+            numpy=np.__version__,
+            cpu=cpu_features(),
+            salt=secrets.randbits(32),
+        )
+        path = journal_path(self._path, self._generation)
+        return Journal(path, origin, after, self._synced, self._background)
+
+    def _body(self, link: Link) -> list[Any]:
+        return pack({"epoch": self.epoch, "link": link, "state": self._state_of()})
+
+    def _remove_before(self, generation: int) -> None:
+        """Removes what an older generation has left; what could not be trusted is kept under another name."""
+        damaged = self.history.damaged
+        for what in ("journal", "snapshot"):
+            for number, path in generations(self._path, what).items():
+                if number >= generation:
+                    break
+                if damaged and number <= self.history.generation:
+                    path.rename(path.with_name(path.name + BROKEN))
+                else:
+                    path.unlink()
+        sync_folder(self._path)
+
+    def _sync_failed(self, exc: OSError) -> None:
+        logger.error("a sync of %s failed, a snapshot is written to new files: %s", self._path, exc)
+        self._fall_behind(exc)
+        self._catch_up()
+
+    def _fall_behind(self, exc: OSError) -> None:
+        self._behind = f"{exc}"
+        self._retry_s = time.monotonic() + RETRY_AFTER_S
+
+    def _catch_up(self) -> None:
+        try:
+            self._start_over()
+        except OSError as exc:
+            logger.error("the state could not be written to %s, to be tried again: %s", self._path, exc)  # noqa: TRY400
+            self._fall_behind(exc)
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Returns the CPU features that numpy uses here: with its version, what decides the last bits of its results."""
+    try:
+        found = importlib.import_module("numpy._core._multiarray_umath").__cpu_features__
+    except ImportError:  # numpy 1
+        found = importlib.import_module("numpy.core._multiarray_umath").__cpu_features__
+    return tuple(sorted(name for name, there in found.items() if there))
+
+
+def _locked(path: Path) -> int:
+    """Returns the descriptor that holds the folder's lock.
+
+    Raises:
+        StateDirTaken: another server holds it.
+    """
+    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        owner = os.read(lock, 32).decode(errors="replace")
+        os.close(lock)
+        raise StateDirTaken(str(path), f"the server of process {owner or 'unknown'}") from exc
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    return lock

@@ -1,0 +1,426 @@
+"""A server that is killed and started again goes on as if nothing had been: in-process bit for bit, and real ones."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import shutil
+import signal
+import threading
+
+import faults
+import model
+import numpy as np
+import pytest
+
+from plr_client import (
+    ConfigError,
+    InvalidInput,
+    LevelClient,
+    PickleRefused,
+    StateDirTaken,
+    StateDiverged,
+    StateNotWritten,
+    Trainer,
+)
+from plr_client.protocol import decode_reply
+from plr_server import Config, Curriculum, launch
+from plr_server.curriculum.scoring.strategies import STRATEGIES
+from plr_server.durability import state_dir
+from plr_server.durability.state_dir import StateDir
+from plr_server.serving import loop as loop_module
+from plr_server.serving.dispatch import Dispatcher, framed, unframed
+from plr_server.serving.endpoint import listening
+from plr_server.serving.loop import _Loop
+from plr_server.serving.restart import restart
+from plr_server.serving.wire import Wire
+
+PEER = b"\x01peer"
+LEVELS = {"range": "0:40", "unbounded": "unbounded", "payloads": "payloads"}
+COMMANDS = ("next", "push", "push_step") * 3 + (
+    "push_scores",
+    "insert",
+    "stats",
+    "again",
+    "hello",
+    "release",
+    "goodbye",
+)
+
+
+class Server:
+    """A dispatcher on a state folder, in this process."""
+
+    def __init__(self, path, config, *, allow_pickle=False, **options):
+        self.path, self.config = path, config
+        self.dispatcher = Dispatcher(
+            {"default": Curriculum(config)}, max_frame_bytes=1 << 20, epoch=1, allow_pickle=allow_pickle
+        )
+        self.log = None
+        if path is not None:
+            self.log = StateDir(path, **options)
+            try:
+                restart(self.dispatcher, self.log)
+            except BaseException:
+                self.log.close()
+                raise
+
+    def ask(self, frames, peer=PEER):
+        reply = decode_reply([bytes(frame) for frame in self.dispatcher.answer(peer, frames)])
+        if self.log is not None:
+            assert self.log.commit()
+            self.log.look_after()
+        return reply
+
+    def killed(self):
+        """Another server, started on what this one would leave if it were killed now."""
+        copy = self.path.with_name(f"{self.path.name}'")
+        shutil.copytree(self.path, copy)
+        self.log.close()
+        return Server(copy, self.config)
+
+
+@pytest.fixture
+def servers(tmp_path):
+    """Makes servers in this process; their folders are let go at the end."""
+    made = []
+
+    def server(config=None, path=None, **options):
+        made.append(Server(path or tmp_path / "state", config or Config(levels=range(10), num_steps=3), **options))
+        return made[-1]
+
+    yield server
+    for each in made:
+        each.log.close()
+
+
+# ---- bit for bit
+
+
+class Clients:
+    """Three clients that say what comes to their minds, the same for every server that hears them."""
+
+    def __init__(self, config, seed):
+        self.config, self.rng = config, np.random.default_rng(seed)
+        levels = config.capacity if isinstance(config.levels, str) else len(config.levels)
+        self.blocks = [model.stream(self.rng, num_blocks=1000, num_columns=2, num_levels=min(levels, 8)) for _ in "abc"]
+        self.names, self.sequence, self.said, self.inserted = ["a", "b", "c"], [0, 0, 0], [None] * 3, 0
+
+    def next(self):
+        """Returns what the next one says; or, where the server is to decide about one, its name."""
+        client = int(self.rng.integers(3))
+        op = str(self.rng.choice(COMMANDS)) if self.sequence[client] else "hello"
+        name = self.names[client]
+        if op == "again":
+            return self.said[client]
+        if op == "release":
+            return name
+        self.sequence[client] += 1
+        args, arrays = self._fields(op, client)
+        frames = faults.request(op, arrays, seq=self.sequence[client], session=name, args=args)
+        self.said[client] = [bytes(frame) for frame in frames]
+        if op == "goodbye":
+            self.names[client], self.sequence[client] = f"{name}+", 0
+        return self.said[client]
+
+    def _fields(self, op, client):
+        if op == "next":
+            k = int(self.rng.integers(1, 20))
+            ahead = bool(self.rng.random() < 0.5)
+            return {"k": k, "begun": self.rng.integers(0, 20, k).tolist(), "ahead": ahead}, {}
+        if op in ("push", "push_step"):
+            block = next(self.blocks[client])
+            block["logits"] = self.rng.normal(size=(*block["dones"].shape, 3))
+            strategy = STRATEGIES[self.config.strategy]
+            wanted = {"dones", "levels", "valid", *strategy.needs}
+            if op == "push_step":
+                block = {key: x if key == "next_values" else x[0] for key, x in block.items()}
+            return {}, {key: x for key, x in block.items() if key in wanted}
+        if op == "push_scores":
+            return {}, {"levels": self.rng.integers(0, 8, 5), "scores": self.rng.normal(size=5)}
+        if op == "insert":
+            self.inserted += 1
+            packed = [bytes([0xCD, *divmod(256 + self.inserted * 4 + i, 256)]) for i in range(4)]
+            joined = np.frombuffer(b"".join(packed), np.uint8)
+            return {}, {"payloads": joined, "payload_bytes": np.full(4, 3)}
+        return {}, {}
+
+
+@pytest.mark.parametrize("space", LEVELS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_killed_at_any_time_a_server_is_bit_for_bit_the_one_that_never_was(tmp_path, monkeypatch, strategy, space):
+    if space != "range" and strategy in ("random", "sequential"):
+        with pytest.raises(ConfigError):
+            Config(levels=LEVELS[space], strategy=strategy)
+        return
+    monkeypatch.setattr(state_dir, "DIGEST_AFTER_COMMANDS", 7)
+    monkeypatch.setattr(state_dir, "SNAPSHOT_AFTER_COMMANDS", 23)
+    monkeypatch.setattr(state_dir, "ThreadPoolExecutor", faults.AtOnce)
+    config = Config(
+        levels=LEVELS[space],
+        capacity=12,
+        strategy=strategy,
+        transform=("rank", "softmax", "power")[len(strategy) % 3],
+        temperature=0.3,
+        partial=("commit", "stitch")[len(strategy) % 2],
+        num_steps=3,
+        replay_prob=0.7,
+        max_in_flight=2 * (len(strategy) % 2),
+        seed=5,
+    )
+    clients, never = Clients(config, seed=len(strategy)), Server(None, config)
+    server, applied = Server(tmp_path / "state", config), 0
+    for number in range(160):
+        said = clients.next()
+        if isinstance(said, str):
+            never.dispatcher.release(said)
+            server.dispatcher.release(said)
+            continue
+        expected, reply = never.ask(said), server.ask(said)
+        assert (reply.id, str(reply.error)) == (expected.id, str(expected.error))
+        if b"stats" not in said[0] and b"hello" not in said[0]:  # which tell of what was only asked, too
+            assert faults.same(reply[4:], expected[4:])
+        applied += reply.error is None
+        if number % 20 == 19:
+            server = server.killed()
+            assert faults.same(server.dispatcher.state(), never.dispatcher.state())
+    server.log.close()
+    assert applied > 80
+
+
+def test_a_request_is_the_same_after_it_was_written_down():
+    frames = [b"header", np.arange(5.0), b""]
+    payload = memoryview(b"".join(bytes(each) for each in framed([bytes(frame) for frame in frames])))
+    assert [bytes(frame) for frame in unframed(payload)] == [bytes(frame) for frame in frames]
+
+
+# ---- exactly once
+
+
+@pytest.mark.parametrize("op", ["next", "push", "push_scores"])
+def test_a_request_that_comes_again_after_a_restart_is_applied_once_and_answered_the_same(servers, op):
+    arrays = {"push": faults.block(), "push_scores": {"levels": np.arange(3), "scores": np.ones(3)}}.get(op, {})
+    frames = faults.request(op, arrays, args={"k": 2} if op == "next" else {})
+    first = servers()
+    first.ask(faults.hello())
+    reply, state = first.ask(frames), first.dispatcher.state()
+    assert reply.error is None
+    second = first.killed()
+    again = second.ask(faults.request(op, arrays, connection=2, args={"k": 2} if op == "next" else {}), b"\x01new")
+    assert (again.id, again.error, again.result) == (reply.id, None, reply.result)
+    assert again.durable == 2
+    assert faults.same(second.dispatcher.state(), state)
+    second.log.close()
+
+
+def test_who_said_goodbye_or_was_forgotten_is_so_after_a_restart(servers):
+    first = servers()
+    for name in ("said goodbye", "forgotten", "stays"):
+        first.ask(faults.hello(name))
+    first.ask(faults.request("goodbye", session="said goodbye"))
+    first.dispatcher.forget("forgotten")
+    second = first.killed()
+    assert list(second.dispatcher.sessions) == ["stays"]
+    for name, expected in (("said goodbye", "session_expired"), ("forgotten", "session_expired"), ("stays", None)):
+        error = second.ask(faults.request("push", faults.block(), session=name)).error
+        assert (None if error is None else error.code) == expected
+    assert second.ask(faults.hello("said goodbye")).error.code == "session_expired"  # a late copy
+    second.log.close()
+
+
+def test_replies_say_what_is_durable(servers):
+    server = servers(fsync="interval")
+    server.ask(faults.hello())
+    assert server.ask(faults.request("push", faults.block())).durable < 2
+    faults.eventually(lambda: server.log.look_after() or server.log.durable == 2, "it is on the disk")
+    assert server.ask(faults.request("stats", seq=3)).durable == 3
+    reply = server.ask(faults.request("push", faults.block(), seq=4))
+    assert (reply.durable, reply.epoch) == (2, server.log.epoch)
+
+
+def test_sessions_of_the_run_before_that_do_not_come_back_are_forgotten(servers, ipc, monkeypatch):
+    monkeypatch.setattr(loop_module, "RETURN_WITHIN_S", 0.0)
+    first = servers()
+    first.ask(faults.hello("gone"))
+    first.ask(faults.request("next", session="gone", args={"k": 2}))
+    second = first.killed()
+    assert second.dispatcher.curricula["default"].stats()["in_flight"] == 2
+
+    wire = Wire(1 << 20)
+    with contextlib.closing(wire), listening(wire.router, ipc):
+        wire.take_files()
+        wire.guards(ipc)
+        _Loop(second.dispatcher, wire, None, second.log)._do_what_is_due()
+        wire.close()
+    assert not list(second.dispatcher.sessions)
+    third = second.killed()
+    assert third.dispatcher.curricula["default"].stats()["in_flight"] == 0
+    third.log.close()
+
+
+# ---- what a folder is refused for
+
+
+def test_a_folder_of_another_configuration_is_refused(servers):
+    first = servers(Config(levels=range(10)))
+    copy = shutil.copytree(first.path, first.path.with_name("copy"))
+    first.log.close()
+    with pytest.raises(ConfigError, match=r"levels: expected range\(0, 10\) as in the state directory"):
+        servers(Config(levels=range(11)), copy)
+    with pytest.raises(ConfigError, match=r"seed: expected 0 as in the state directory .*, got 1"):
+        servers(Config(levels=range(10), seed=1), copy)
+
+
+def test_another_state_from_the_same_commands_is_refused(servers, monkeypatch):
+    """As on another CPU: what was written down of the state is not what the commands lead to here."""
+    monkeypatch.setattr(state_dir, "DIGEST_AFTER_COMMANDS", 2)
+    first = servers()
+    with monkeypatch.context() as patch:
+        patch.setattr(state_dir, "digest", lambda _: bytes(16))
+        first.ask(faults.hello())
+        first.ask(faults.request("push", faults.block()))
+    copy = shutil.copytree(first.path, first.path.with_name("copy"))
+    state = first.dispatcher.state()
+    first.log.close()
+    with pytest.raises(StateDiverged, match=f"after command 2, .*numpy {np.__version__}"):
+        servers(path=copy)
+    accepted = servers(path=copy, accept_loss=True)
+    assert faults.same(accepted.dispatcher.state(), state)
+
+
+def test_a_function_that_a_client_sent_is_loaded_only_where_that_is_allowed_again(servers):
+    import cloudpickle  # noqa: PLC0415
+
+    python = ".".join(map(str, __import__("sys").version_info[:2]))
+    pickled = np.frombuffer(cloudpickle.dumps(lambda segment: (segment.values.mean(), 1.0)), np.uint8)
+    function = faults.request("set_score_function", {"function": pickled}, args={"python": python})
+    first = servers(allow_pickle=True)
+    first.ask(faults.hello())
+    assert first.ask(function).error is None
+    journalled = shutil.copytree(first.path, first.path.with_name("journalled"))
+    first.log.save()
+    saved = shutil.copytree(first.path, first.path.with_name("saved"))
+    for folder in (journalled, saved):
+        with pytest.raises(PickleRefused, match="--allow-pickle"):
+            servers(path=folder)
+        assert faults.same(servers(path=folder, allow_pickle=True).dispatcher.state(), first.dispatcher.state())
+    state = first.dispatcher.state() | {"pickled_by": "2.7"}
+    with pytest.raises(InvalidInput, match=r"one pickled by Python 3.*, got one by Python 2\.7"):
+        servers(path=first.path.with_name("new"), allow_pickle=True).dispatcher.restore(state)
+
+
+def test_a_function_that_was_refused_is_not_in_the_journal(servers):
+    first = servers()
+    first.ask(faults.hello())
+    refused = faults.request("set_score_function", {"function": np.zeros(3, np.uint8)}, args={"python": "2.7"})
+    assert first.ask(refused).error.code == "pickle_refused"
+    assert first.log.sequence == 1
+
+
+# ---- real servers
+
+
+def test_a_launched_server_goes_on_where_the_last_one_ended(tmp_path):
+    config, folder = Config(levels=range(5), strategy="sequential"), tmp_path / "state"
+    played = []
+    for _ in range(3):
+        with launch(config, state_dir=folder) as server, LevelClient(server.address) as client:
+            played += [given.level for given in client.next(2)]
+            with pytest.raises(StateDirTaken), launch(config, state_dir=folder):
+                pass
+    assert played == [0, 1, 2, 3, 4, 0]
+
+
+def test_save_needs_a_state_directory(server, tmp_path):
+    with Trainer(server.address) as trainer, pytest.raises(InvalidInput, match="--state-dir"):
+        trainer.save()
+    with launch(Config(levels=range(5)), state_dir=tmp_path / "state") as kept, Trainer(kept.address) as trainer:
+        trainer.save()
+
+
+@pytest.mark.parametrize("fsync", ["interval", "always"])
+@pytest.mark.parametrize(("kills", "num_workers"), [(3, 4), pytest.param(100, 16, marks=pytest.mark.slow)])
+def test_killed_under_load_nothing_that_was_acknowledged_is_lost_or_done_twice(tmp_path, kills, num_workers, fsync):  # noqa: C901
+    """Workers and trainers go on over every kill -9 of the server, with no exception; each push is its own number."""
+    config = Config(levels=range(50), strategy="external")
+    address, folder = f"ipc://{tmp_path}/plr.sock", tmp_path / "state"
+    over, raised = threading.Event(), []
+    pushed, drawn = [0, 0], [0] * num_workers
+
+    def trains(n):
+        with Trainer(address, timeout_s=60.0) as trainer:
+            while not over.is_set():
+                assert trainer.push_scores([n], [float(pushed[n])]) == 1
+                pushed[n] += 1
+
+    def works(n):
+        with LevelClient(address, timeout_s=60.0) as client:
+            while not over.is_set():
+                drawn[n] += len(client.next(1 + n % 4))
+
+    def guarded(do, n):
+        try:
+            do(n)
+        except BaseException as exc:  # noqa: BLE001
+            raised.append(exc)
+
+    threads = [threading.Thread(target=guarded, args=(trains, n)) for n in range(2)]
+    threads += [threading.Thread(target=guarded, args=(works, n)) for n in range(num_workers)]
+    options = ("--levels", "0:50", "--strategy", "external", "--state-dir", str(folder), "--fsync", fsync)
+    for kill in range(kills + 1):
+        with faults.daemon(address, *options) as server:
+            if not kill:
+                for thread in threads:
+                    thread.start()
+            before = sum(pushed), sum(drawn)
+            faults.eventually(lambda: sum(pushed) > before[0] + 50 and sum(drawn) > before[1] + 50, "it serves")  # noqa: B023
+            if kill == kills:
+                over.set()
+                for thread in threads:
+                    thread.join(faults.DEADLINE_S)
+                with Trainer(address) as trainer:
+                    stats = trainer.stats()
+                    last = trainer.scores()[1][:2].tolist()
+                server.stop()
+            else:
+                server.kill()
+                assert server.process.returncode == -signal.SIGKILL
+    assert not raised
+    assert (stats["scores"], stats["draws"]) == (sum(pushed), sum(drawn))
+    assert last == [pushed[0] - 1.0, pushed[1] - 1.0]
+    replayed = Server(folder, config)
+    assert replayed.dispatcher.curricula["default"].stats()["scores"] == stats["scores"]
+    replayed.log.close()
+
+
+def test_where_the_disk_is_full_pushes_are_refused_and_levels_still_handed_out(tmp_path):
+    folder = tmp_path / "state"
+    with (
+        launch(Config(levels=range(10)), state_dir=folder, fsync="always") as server,
+        Trainer(server.address) as trainer,
+        LevelClient(server.address) as client,
+    ):
+        block = faults.block()
+        assert trainer.push(**block) == 3
+        before = trainer.stats()
+        _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (16, hard))  # no file may grow beyond that
+        with pytest.raises(StateNotWritten, match=r"push: .*File too large.*nothing was applied"):
+            trainer.push(**block)
+        assert trainer.stats() == before | {"sessions": before["sessions"]}
+        assert len(client.next(3)) == 3
+        with pytest.raises(StateNotWritten):
+            trainer.push(**block)
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+        def pushes():
+            with contextlib.suppress(StateNotWritten):
+                return trainer.push(**block) == 3
+
+        faults.eventually(pushes, "there is space again")
+        stats = trainer.stats()
+        assert (stats["pushes"], stats["draws"]) == (2, 3)
+        server.process.kill()
+        server.process.wait()
+        with launch(Config(levels=range(10)), server.address, state_dir=folder):
+            assert trainer.stats() == stats
