@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The tests that meet numpy in ways that differ between its versions; `make test` runs these on numpy 2 as well, but for
 # the long series of draws (test_..._follow_...): pinned sequences show that the draws are the same.
-NUMERICAL := tests/curriculum tests/client/test_protocol.py tests/client/test_trainer.py tests/serving/test_golden_over_the_wire.py
+NUMERICAL := tests/curriculum tests/viewer/test_measures.py tests/client/test_protocol.py tests/client/test_trainer.py tests/serving/test_golden_over_the_wire.py
 
 # An environment each, for they cannot live together: RLlib holds Gymnasium at 1.2.2, DI-engine numpy below 2, numba what
 # it was built for.
@@ -14,7 +14,7 @@ OLDEST_GYMNASIUM := tests/wrappers/test_vector.py tests/wrappers/test_env.py tes
 DI_ENGINE := di_engine
 LEARNING := learning
 
-.PHONY: demo test test-explore test-slow soak test-integrations lint types bench bench-overhead bench-peers clean
+.PHONY: demo test test-explore test-slow soak test-browser test-integrations lint types bench bench-overhead bench-peers clean
 .PHONY: bench-learning bench-learning-tables bench-learning-quick bench-learning-equal bench-learning-cost
 
 demo: .venv/demo
@@ -33,6 +33,10 @@ test-explore: .venv/dev
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
+
+# The live page in a real browser: the system's chromium (apt-get install chromium fonts-dejavu-core).
+test-browser: .venv-browser/dev
+	.venv-browser/bin/python -m pytest -rs tests/viewer/test_page.py tests/viewer/test_wheel.py
 
 # A hundred kill -9 of a server under load, twice.
 soak: .venv/dev
@@ -104,12 +108,16 @@ bench-learning-cost: .venv-learning/dev
 	.venv-numpy2/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' 'numpy>=2'
 	touch $@
 
+.venv-browser/dev: pyproject.toml | .venv-browser/bin/python
+	.venv-browser/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,browser]'
+	touch $@
+
 .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev .venv-learning/dev: .venv-%/dev: tests/integrations/%.txt pyproject.toml | .venv-%/bin/python
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-$(patsubst %,%/bin/python,.venv .venv-numpy2 .venv-torch .venv-rllib .venv-di_engine .venv-learning):
+$(patsubst %,%/bin/python,.venv .venv-numpy2 .venv-browser .venv-torch .venv-rllib .venv-di_engine .venv-learning):
 	$(PYTHON) -m venv $(@D:/bin=)
 
 clean:

@@ -40,7 +40,7 @@ SPARE_FILES = 16  # that can be opened before a socket is: libzmq ends the proce
 
 _NOW = int(zmq.DONTWAIT)  # enum members cost a microsecond each time they are joined
 _NOW_AND_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
-_HARMLESS_TWICE = frozenset(("next", "stats", "weights", "scores", "levels"))
+_HARMLESS_TWICE = frozenset(("next", "counters", "describe", "stats", "weights", "scores", "levels"))
 _NONE: Mapping[str, Any] = {}
 
 # A forked child keeps its parent's context and sockets alive and untouched: closing them is the parent's business.

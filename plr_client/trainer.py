@@ -273,6 +273,30 @@ class Trainer:
         """
         return dict(self._connection.request("stats").result)
 
+    def counters(self) -> dict[str, Any]:
+        """Returns the part of `stats` that costs the server nothing: what it counts, without a look at every level.
+
+        Returns:
+            levels, levels_seen, draws, replays, in_flight, pushes, steps, episodes, scores, entered, evicted, rejected,
+            forgotten, waiting, sessions, prefetched and prefetch_lag_pushes, each as in `stats`.
+
+        Raises:
+            ServerUnreachable: no reply within the timeout.
+        """
+        return dict(self._connection.request("counters").result)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Returns the configuration of every curriculum of the server, by name, whatever the name of this trainer's.
+
+        Returns:
+            The fields of `plr_server.Config.to_dict`; `levels` is START:STOP:STEP, "unbounded", "payloads" or, of a
+            list, how many there are: "3 ids".
+
+        Raises:
+            ServerUnreachable: no reply within the timeout.
+        """
+        return dict(self._connection.request("describe").result["curricula"])
+
     def weights(self) -> NDArray[np.float64]:
         """Returns (N,) P_replay of every level, in the order of the level space; zero where unseen.
 

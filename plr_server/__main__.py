@@ -8,8 +8,10 @@ import dataclasses
 import json
 import logging
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
+import webbrowser
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_BIND = "tcp://127.0.0.1:5555"
+DEFAULT_VIEW_PORT = 8787
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "serve": _serve,
         "stats": _stats,
+        "view": _view,
         "inspect": _inspect,
         "replay": _replay,
         "check-env": _check_env,
@@ -133,6 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         help='a TOML file of the fields below, such as: levels = "0:200". Tables [curricula.NAME] make several, '
         "each with fields of its own over those at the top",
     )
+    serving.add_argument(
+        "--view",
+        type=int,
+        metavar="PORT",
+        help="show what happens at http://127.0.0.1:PORT/ as well, as plr-server view does, in a process of its own",
+    )
     serving.add_argument("--config-json", help=argparse.SUPPRESS)  # "-": from standard input; how launch() calls
     serving.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     serving.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
@@ -163,6 +173,32 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout-s", type=float, default=5.0, help="seconds to wait for the server (default: %(default)s)"
     )
 
+    _add_view(commands)
+    _add_state_dir(commands)
+    _add_check_env(commands)
+    return parser
+
+
+def _add_view(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    viewing = commands.add_parser(
+        "view",
+        help="show in a browser what a server does",
+        description="Shows at http://127.0.0.1:PORT/ what a running server does, until SIGINT or SIGTERM; or what it "
+        "did, where it is given the file of a --history. It is one more client of the server, which does not feel it, "
+        "and may be started and stopped at any time.",
+    )
+    viewing.add_argument("source", metavar="ADDRESS|FILE", help="where the server listens, or a file of --history")
+    viewing.add_argument(
+        "--port", type=int, default=DEFAULT_VIEW_PORT, help="of the page; 0: a free one (default: %(default)s)"
+    )
+    viewing.add_argument("--open", action="store_true", help="open the page in the default browser")
+    viewing.add_argument(
+        "--history", type=Path, metavar="FILE", help="keep the past in a file, and go on from it where it is there"
+    )
+    viewing.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
+
+
+def _add_state_dir(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     inspecting = commands.add_parser(
         "inspect",
         help="show what a state directory holds",
@@ -184,6 +220,8 @@ def _parser() -> argparse.ArgumentParser:
     replaying.add_argument("--json", action="store_true", help="print one JSON object")
     replaying.add_argument("--allow-pickle", action="store_true", help="load a score function that a client has sent")
 
+
+def _add_check_env(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     checking = commands.add_parser(
         "check-env",
         help="check that in an env a level determines the episode",
@@ -212,7 +250,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     checking.add_argument("--seed", type=int, default=0, help="of the actions (default: %(default)s)")
     checking.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -230,7 +267,10 @@ def _serve(options: argparse.Namespace) -> int:
             served = [f"{name}: {what}" for name, what in zip(configs, served, strict=True)]
         print(f"plr-server ready at {address} ({'; '.join(served)})", flush=True)
         say({"address": address})
+        if options.view is not None:
+            viewers.enter_context(_viewer(address, options.view))
 
+    viewers = contextlib.ExitStack()
     try:
         configs = _configs(options)
         if any(":" in config.strategy for config in configs.values()):
@@ -249,9 +289,38 @@ def _serve(options: argparse.Namespace) -> int:
         say({"error": error.to_wire()})
         raise
     finally:
+        viewers.close()
         if options.own_folder:
             with contextlib.suppress(OSError):
                 Path(options.bind.removeprefix("ipc://")).parent.rmdir()
+    return 0
+
+
+@contextlib.contextmanager
+def _viewer(address: str, port: int) -> Iterator[None]:
+    """Runs `plr-server view` beside the server; it ends with the context, and when this process dies."""
+    command = [sys.executable, "-m", "plr_server", "view", address, "--port", str(port)]
+    with subprocess.Popen(  # noqa: S603  our own command
+        [*command, "--parent-pid", str(os.getpid())], start_new_session=True
+    ) as process:
+        yield
+        process.terminate()
+
+
+def _view(options: argparse.Namespace) -> int:
+    from plr_server.viewer.collect import Collector, read_file  # noqa: PLC0415  a server must not pay for the pages
+    from plr_server.viewer.web import serve_pages  # noqa: PLC0415
+
+    def ready(url: str) -> None:
+        print(f"plr-server view at {url}", flush=True)
+        if options.open:
+            webbrowser.open(url)
+
+    if "://" in options.source:
+        with Collector(options.source, options.history) as collector:
+            serve_pages(collector, options.port, ready=ready, parent_pid=options.parent_pid)
+    else:
+        serve_pages(read_file(Path(options.source)), options.port, ready=ready)
     return 0
 
 

@@ -312,8 +312,8 @@ BAD_FRAMES = {
         [header(op="steal")],
         "unknown_operation",
         (
-            "op: expected one of goodbye, hello, insert, levels, next, push, push_scores, push_step, save, scores, "
-            "set_score_function, stats, weights, got 'steal'"
+            "op: expected one of counters, describe, goodbye, hello, insert, levels, next, push, push_scores, "
+            "push_step, save, scores, set_score_function, stats, weights, got 'steal'"
         ),
     ),
     "arrays that are a map": ([header(arrays={})], "protocol", "arrays: expected list, got dict"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 
@@ -315,6 +317,85 @@ def test_an_option_wins_in_every_curriculum(tmp_path):
         "train": Config(alpha=0.5, strategy="uniform"),
         "eval": Config(alpha=0.5, strategy="uniform", levels=range(9)),
     }
+
+
+# ---- view
+
+
+@contextlib.contextmanager
+def viewing(*words):
+    """Runs `plr-server view WORDS --port 0`, from the line that names its page on."""
+    command = [sys.executable, "-m", "plr_server", "view", *map(str, words), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603  our own command
+    try:
+        line = process.stdout.readline()
+        url = re.fullmatch(r"plr-server view at (http://127\.0\.0\.1:\d+/)\n", line)
+        assert url, f"not the line that names the page: {line!r}"
+        yield process, url[1]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def get(url):
+    with urllib.request.urlopen(url, timeout=faults.DEADLINE_S) as reply:  # noqa: S310  our own page
+        return reply.read().decode()
+
+
+def test_view_shows_a_server_until_it_is_told_to_stop_and_its_history_can_be_shown_without_one(server, tmp_path):
+    file = tmp_path / "history.json"
+    with viewing(server.address, "--history", file) as (process, url):
+        assert "<title>Curriculum</title>" in get(url)
+        faults.eventually(lambda: '"draws"' in get(f"{url}save"), "it has read the counters")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(faults.DEADLINE_S) == 0
+    with viewing(file) as (process, url):
+        assert server.address in get(url)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(faults.DEADLINE_S) == 0
+
+
+def test_view_of_what_is_no_history_and_no_address(tmp_path, capsys):
+    assert main(["view", str(tmp_path / "nothing.json")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "plr-server: history: expected a history that plr-server view --history wrote, format 1, got "
+    )
+
+
+def test_view_opens_the_page_where_it_is_asked_to(server, monkeypatch, capsys):
+    opened = []
+
+    def opens(url):
+        opened.append(url)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("webbrowser.open", opens)
+    assert main(["view", server.address, "--port", "0", "--open"]) == 0
+    assert capsys.readouterr().out == f"plr-server view at {opened[0]}\n"
+
+
+def test_serve_view_shows_the_page_in_a_process_of_its_own_that_ends_with_the_server(ipc):
+    with faults.daemon(ipc, "--view", "0") as server:
+        line = server.process.stdout.readline()
+        url = re.fullmatch(r"plr-server view at (http://\S+)\n", line)[1]
+        assert "<title>Curriculum</title>" in get(url)
+        (viewer,) = children(server.process.pid)
+        server.stop()
+        assert faults.gone(viewer)
+
+
+def test_a_viewer_does_not_outlive_a_server_that_is_killed(ipc):
+    with faults.daemon(ipc, "--view", "0") as server:
+        server.process.stdout.readline()
+        (viewer,) = children(server.process.pid)
+        server.kill()
+        faults.eventually(lambda: faults.gone(viewer), "the viewer ended")
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
 
 
 # ---- state directories

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client.errors import InvalidInput, NoLevels, PlrError
+from plr_client.errors import InvalidInput, NoLevels
 from plr_client.levels import NO_PARENT, Assignment, Assignments, Level, check_k
 from plr_client.protocol import MAX_PAYLOADS, pack_payloads, unpack_payload
 from plr_server.curriculum.arrays import as_array, ids_of, scores_of, slots_of
@@ -240,11 +240,12 @@ class Curriculum:
             return 0
         try:
             return self._apply(block, source)
-        except PlrError as error:
+        except Exception as error:  # whatever it is, these steps are out of the pool
             raise self._scorer.dropped(block, source, error) from error
 
     def _apply(self, rollout: Rollout, source: str) -> int:
         scored = self._scorer.look(rollout, source, self._space.indices)
+        self._table.check(len(scored.levels), scored.num_outside)
         self._scorer.keep(scored, rollout.columns, source)  # from here on nothing can fail
         past = {level: self._num_levels + place for place, level in enumerate(scored.reserved.tolist())}
         self._score(scored.levels.tolist(), scored.scores, self._scorer.alpha, past)

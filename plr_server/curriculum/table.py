@@ -1,6 +1,6 @@
 """The level table: applies scores to levels, and decides who enters and who leaves where the level space is open.
 
-Used by the state machine. Everything given to it has been checked: nothing here can fail. No IO, no generator.
+Used by the state machine. What is given to `apply` has been checked: it cannot fail. No IO, no generator.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from plr_client.errors import InvalidInput
 from plr_server.curriculum.arrays import Floats, Ints
 from plr_server.curriculum.sampling.sampler import Sampler
 from plr_server.curriculum.spaces.level_space import LevelSpace
 from plr_server.curriculum.spaces.open_space import NOT_IN_TABLE, OpenSpace
 
 NOBODY: Mapping[int, int] = {}
+MAX_ENTERING = 2**14  # episodes of one push, each of which may have a level take another's place at 0.3 to 3 ms
 
 
 class LevelTable:
@@ -37,6 +39,17 @@ class LevelTable:
         self._space, self._sampler, self._first_scores = space, sampler, first_scores
         self.scores = self.entered = self.evicted = self.rejected = 0
 
+    def check(self, num_scores: int, num_outside: int) -> None:
+        """Tells whether scores may be applied at once, some of which are of levels outside the table.
+
+        Raises:
+            InvalidInput: the table is full or will be, and so many levels could take others' places.
+        """
+        is_full = isinstance(self._space, OpenSpace) and self._space.num_entered + num_outside > len(self._space)
+        if num_outside and is_full and num_scores > MAX_ENTERING:
+            expected = f"at most {MAX_ENTERING} episodes in one push, with levels outside a full table among them"
+            raise InvalidInput("levels", expected, f"{num_scores}")
+
     def apply(
         self,
         levels: Iterable[int],
@@ -56,13 +69,11 @@ class LevelTable:
             levels: (m,) ids, which are asked for one by one.
             scores: (m,).
             alpha: the weight of a new score.
-            replace_past: called with an index and where the past of the level that enters there stands, or None.
-            past: of an open space, the indices beyond the table at which the past of levels outside it stands.
+            replace_past: called with an index and the one at which the past stands that is to be there, or None.
+            past: of an open space, the indices beyond the table at which levels outside it have their past.
         """
         if isinstance(self._space, OpenSpace):
-            self._apply_open(
-                self._space, levels, scores, alpha, lambda index, level: replace_past(index, past.get(level))
-            )
+            self._apply_open(self._space, levels, scores, alpha, replace_past=replace_past, past=past)
         else:
             self._apply(self._space.indices(np.fromiter(levels, np.int64, len(scores))), scores, alpha)
 
@@ -72,9 +83,10 @@ class LevelTable:
         levels: Iterable[int],
         scores: Floats,
         alpha: float,
-        entering: Callable[[int, int], None],
+        *,
+        replace_past: Callable[[int, int | None], None],
+        past: Mapping[int, int],
     ) -> None:
-        """Does so for an open space; `entering` is called with the index and the id of a level that comes in."""
         indices: list[int] = []  # of the scores that wait to be applied: all up to the next eviction, at once
         waiting: list[float] = []
         lowest: int | None = None  # where P_replay is lowest, as long as nothing has changed
@@ -92,7 +104,7 @@ class LevelTable:
                 if index == NOT_IN_TABLE:
                     space.leave(level)
                 else:
-                    self._enter(space, level, index, entering)
+                    self._enter(space, level, index, replace_past, past)
             if index == NOT_IN_TABLE:
                 self.rejected += 1
             else:
@@ -101,11 +113,21 @@ class LevelTable:
                 lowest = None
         self._apply(np.array(indices, dtype=np.int64), np.array(waiting), alpha)
 
-    def _enter(self, space: OpenSpace, level: int, index: int, entering: Callable[[int, int], None]) -> None:
+    def _enter(
+        self,
+        space: OpenSpace,
+        level: int,
+        index: int,
+        replace_past: Callable[[int, int | None], None],
+        past: Mapping[int, int],
+    ) -> None:
         if index < space.num_entered:
+            leaving = space.id_of(index)
+            if leaving in past:  # it may come back with a later score
+                replace_past(past[leaving], index)
             self._sampler.forget(np.array([index]))
             self.evicted += 1
-        entering(index, level)
+        replace_past(index, past.get(level))
         # Staleness counts from the last draw, or from now where there is none.
         self._sampler.place(index, space.drawn_at(level, self._sampler.draws))
         space.enter(level, index)

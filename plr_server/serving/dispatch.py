@@ -43,6 +43,7 @@ from plr_client.protocol import (
     shown,
     split_payloads,
 )
+from plr_server.curriculum.config import Config
 from plr_server.curriculum.scoring.rollouts import FIELDS
 from plr_server.curriculum.state_machine import Curriculum
 from plr_server.durability.records import Kind
@@ -105,6 +106,7 @@ class Dispatcher:
         self._undurable: deque[tuple[int, str, int]] = deque(maxlen=MAX_UNDURABLE)  # number in the log, session, number
         self._allow_pickle = allow_pickle
         self._reads: dict[str, Callable[[Curriculum, Request], Result]] = {
+            "counters": self._counters,
             "stats": self._stats,
             "weights": _weights,
             "scores": _scores,
@@ -292,12 +294,15 @@ class Dispatcher:
         number, op = request.sequence, request.op
         error: PlrError
         try:
+            if op == "describe":  # of all curricula
+                configs = {name: _described(each.config) for name, each in self.curricula.items()}
+                return Reply(number, self._epoch, number, None, {"curricula": configs})
             curriculum = self.curricula.get(request.curriculum)
             if curriculum is None:
                 raise UnknownCurriculum(request.curriculum[:80], ", ".join(sorted(self.curricula)))  # noqa: TRY301
             apply = self._writes.get(op) or self._reads.get(op)
             if apply is None:
-                known = ", ".join(sorted([*self._reads, *self._writes, "hello", "goodbye"]))
+                known = ", ".join(sorted([*self._reads, *self._writes, "describe", "hello", "goodbye"]))
                 raise UnknownOperation(op[:80], known)  # noqa: TRY301
             return Reply(number, self._epoch, number, None, *apply(curriculum, request))
         except KeyboardInterrupt:
@@ -321,13 +326,19 @@ class Dispatcher:
         return _NONE, _NONE, None
 
     def _stats(self, curriculum: Curriculum, request: Request) -> Result:
-        lag, sessions = self._lags[request.curriculum], self.sessions
-        clients = {
+        return curriculum.stats() | self._clients(request.curriculum), _NONE, None
+
+    def _counters(self, curriculum: Curriculum, request: Request) -> Result:
+        return curriculum.counters() | self._clients(request.curriculum), _NONE, None
+
+    def _clients(self, name: str) -> dict[str, float]:
+        """Returns what the clients of a curriculum do, for `stats` and `counters`."""
+        lag, sessions = self._lags[name], self.sessions
+        return {
             "sessions": len(sessions),
-            "prefetched": sum(len(sessions[name].waiting.get(request.curriculum, ())) for name in sessions),
+            "prefetched": sum(len(sessions[client].waiting.get(name, ())) for client in sessions),
             "prefetch_lag_pushes": lag.pushes / max(lag.levels, 1),
         }
-        return curriculum.stats() | clients, _NONE, None
 
     def _next(self, curriculum: Curriculum, request: Request) -> Result:
         slots, begun = _ints(request, "slots"), _ints(request, "begun")
@@ -439,6 +450,14 @@ def _levels(curriculum: Curriculum, request: Request) -> Result:
         "parents": np.array([parent for _, _, parent in levels], dtype=np.int64),
     }
     return _NONE, arrays, [packed for _, packed, _ in levels]
+
+
+def _described(config: Config) -> dict[str, Any]:
+    """Returns the fields of a configuration; of a list of levels, which may be long, only how many there are."""
+    fields = config.to_dict()
+    if isinstance(config.levels, tuple):
+        fields["levels"] = f"{len(config.levels)} ids"
+    return fields
 
 
 def _fields(request: Request, known: frozenset[str] | set[str]) -> Mapping[str, Any]:

@@ -33,6 +33,22 @@ def steps_of(block):
         yield fields | {"next_values": following[t]}
 
 
+# ---- what costs the server nothing
+
+
+def test_counters_and_the_description_of_every_curriculum():
+    configs = {"train": Config(levels=(3, 1)), "eval": Config(levels=range(9), strategy="sequential")}
+    with launch(configs) as server, Trainer(server.address, curriculum="train") as trainer:
+        trainer.push_scores([1], [0.5])
+        stats = trainer.stats()
+        counters = trainer.counters()
+        assert (counters["pushes"], counters["levels_seen"], counters["levels"]) == (1, 1, 2)
+        assert counters == {name: stats[name] for name in counters}
+        with Trainer(server.address) as of_none:  # there is no curriculum "default"
+            described = of_none.describe()
+    assert described == {"train": configs["train"].to_dict() | {"levels": "2 ids"}, "eval": configs["eval"].to_dict()}
+
+
 # ---- what arrives is what was pushed
 
 

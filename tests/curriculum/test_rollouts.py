@@ -6,7 +6,7 @@ import pytest
 
 from plr_client import InvalidInput
 from plr_server.curriculum.arrays import as_array
-from plr_server.curriculum.scoring.rollouts import MAX_LOGITS, MAX_STEPS, check
+from plr_server.curriculum.scoring.rollouts import MAX_COLUMNS, MAX_LOGITS, MAX_STEPS, check
 from plr_server.curriculum.scoring.strategies import strategy_named
 
 
@@ -93,6 +93,9 @@ def test_a_step_is_a_block_of_one_and_its_errors_are_in_its_own_shapes():
 
 
 def test_a_block_has_a_largest_size():
+    columns = np.broadcast_to(np.int8(0), (1, MAX_COLUMNS + 1))
+    with pytest.raises(InvalidInput, match=f"levels: expected at most {MAX_COLUMNS} columns in one push"):
+        checked("uniform", {"levels": columns, "dones": columns})
     shape = (MAX_STEPS // 4 + 1, 4)
     levels = np.broadcast_to(np.int8(0), shape)
     with pytest.raises(InvalidInput, match=rf"levels: expected at most {MAX_STEPS} steps \(T x N\) in one push"):

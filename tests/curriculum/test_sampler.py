@@ -93,6 +93,10 @@ def p_replay(state, config):
 
 def assert_weights(sampler, config):
     np.testing.assert_allclose(sampler.weights(), p_replay(sampler.state(), config), rtol=1e-9, atol=1e-30)
+    by_score, by_staleness = sampler.parts()
+    np.testing.assert_array_equal(by_score + by_staleness, sampler.weights())
+    if sampler.num_seen:
+        np.testing.assert_allclose(by_score.sum(), 1 - config["staleness_coef"])
 
 
 def started(scores, seen, **config):

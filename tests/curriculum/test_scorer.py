@@ -10,7 +10,9 @@ import pytest
 
 from plr_client import InvalidInput, StepsDropped
 from plr_server import Config, Curriculum
-from plr_server.curriculum.scoring.scorer import MAX_ENTERING, Scorer
+from plr_server.curriculum.scoring.history import MAX_WINDOW_NUMBERS
+from plr_server.curriculum.scoring.scorer import Scorer
+from plr_server.curriculum.table import MAX_ENTERING
 
 
 @pytest.mark.parametrize("partial", ["commit", "stitch"])
@@ -120,11 +122,49 @@ def test_the_state_is_plain_and_goes_on_bit_for_bit(strategy, partial, levels):
         first = second
 
 
-def test_one_push_brings_so_many_new_levels_and_no_more():
+def test_one_push_has_so_many_episodes_where_levels_enter_a_full_table():
     curriculum = Curriculum(Config(levels="unbounded", capacity=4, strategy="uniform"))
-    levels = np.arange(MAX_ENTERING + 1)[:, None]
+    levels = np.arange(MAX_ENTERING + 1)[:, None] % 5  # one of them is always outside
     before = curriculum.state()
-    with pytest.raises(InvalidInput, match=f"at most {MAX_ENTERING} levels outside the table in one push"):
+    with pytest.raises(InvalidInput, match=f"at most {MAX_ENTERING} episodes in one push, with levels outside a full"):
         curriculum.update(dones=np.ones_like(levels), levels=levels)
     assert faults.same(curriculum.state(), before)
     assert curriculum.update(dones=np.ones_like(levels[1:]), levels=levels[1:]) == MAX_ENTERING
+    inside = curriculum.scores()[0][np.arange(MAX_ENTERING + 1) % 4][:, None]
+    assert curriculum.update(dones=np.ones_like(inside), levels=inside) == MAX_ENTERING + 1
+
+
+def test_a_level_that_leaves_and_comes_back_in_one_push_keeps_its_past():
+    episodes = [(7, 10.0, 9.0), (8, 20.0, 10.0), (7, 50.0, 30.0), (7, 0.0, 0.0)]
+    config = Config(levels="unbounded", capacity=1, strategy="maxmc", replay_prob=0.5)
+
+    def push(curriculum, *some):
+        level, reward, value = (np.array(column)[:, None] for column in zip(*some, strict=True))
+        curriculum.update(levels=level, rewards=reward, values=value, dones=np.ones(level.shape, bool))
+
+    curriculum = Curriculum(config)
+    push(curriculum, episodes[0])
+    push(curriculum, *episodes[1:3])  # 8 takes the place of 7, and 7 that of 8
+    assert (curriculum.scores()[0].tolist(), curriculum.stats()["evicted"]) == ([7], 2)
+    push(curriculum, episodes[3])
+    assert curriculum.scores()[1].tolist() == [50.0]  # its best return less its value
+
+
+def test_windows_of_one_push_have_a_largest_number():
+    curriculum = Curriculum(Config(levels=range(4), strategy="learnability", window=1000))
+    levels = np.zeros((MAX_WINDOW_NUMBERS // 1000 + 1, 1), int)
+    with pytest.raises(InvalidInput, match=r"at most 4194 finished episodes in one push \(window\), got 4195"):
+        curriculum.update(rewards=levels, dones=np.ones_like(levels), levels=levels)
+
+
+def test_whatever_goes_wrong_with_a_block_of_steps_it_is_told_that_they_are_gone(monkeypatch):
+    curriculum = Curriculum(Config(levels=range(4), strategy="uniform", num_steps=2))
+
+    def look(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(curriculum._scorer, "look", look)
+    curriculum.update_step(dones=[True], levels=[0])
+    with pytest.raises(StepsDropped, match="got: MemoryError; they are dropped"):
+        curriculum.update_step(dones=[True], levels=[0])
+    assert curriculum.update_step(dones=[True], levels=[0]) == 0

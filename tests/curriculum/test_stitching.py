@@ -9,7 +9,8 @@ import pytest
 
 from plr_client import InvalidInput
 from plr_server import Config, Curriculum
-from plr_server.curriculum.scoring import columns, scorer
+from plr_server.curriculum.scoring import columns, scorer, stitching
+from plr_server.curriculum.scoring.stitching import OBJECT_BYTES, STEP_BYTES
 
 
 def scored(curriculum):
@@ -26,8 +27,13 @@ def block(num_steps, num_columns, *, done=False, level=0, **fields):
     return {"values": values, "rewards": values, "dones": dones, "levels": levels, "next_values": values[-1], **fields}
 
 
-def numbers_kept(curriculum):
-    return sum(each.numbers for each in curriculum._scorer._open.values())
+def steps_kept(curriculum):
+    return sum(episode.steps for each in curriculum._scorer._open.values() for episode in each._columns)
+
+
+def bytes_of(steps):
+    """What an open episode of so many steps counts, with values and rewards."""
+    return OBJECT_BYTES + 2 * STEP_BYTES * steps
 
 
 def test_one_long_column_beside_short_ones_keeps_its_own_steps_and_no_more():
@@ -38,7 +44,7 @@ def test_one_long_column_beside_short_ones_keeps_its_own_steps_and_no_more():
         fields["dones"][:, 0] = False
         fields["levels"][:, 0] = 1
         curriculum.update(**fields)
-    assert numbers_kept(curriculum) == num_blocks * num_steps * 2  # values and rewards
+    assert steps_kept(curriculum) == num_blocks * num_steps
     fields["dones"][-1, 0] = True
     one, whole = Curriculum(Config(levels=range(4))), {}
     long = block(num_steps, num_columns)
@@ -50,7 +56,7 @@ def test_one_long_column_beside_short_ones_keeps_its_own_steps_and_no_more():
     one.update(**whole, dones=ends, levels=np.ones(shape, int), next_values=[0.0])
     curriculum.update(**fields)
     assert scored(curriculum)[1] == pytest.approx(scored(one)[1], rel=1e-12)
-    assert numbers_kept(curriculum) == 0
+    assert steps_kept(curriculum) == 0
 
 
 def test_columns_that_never_return_are_given_up_and_counted(monkeypatch):
@@ -66,17 +72,44 @@ def test_columns_that_never_return_are_given_up_and_counted(monkeypatch):
 
 
 def test_too_many_open_steps_of_all_sources_are_given_up_from_where_most_is_open(monkeypatch):
-    monkeypatch.setattr(scorer, "MAX_OPEN_NUMBERS", 100)
+    monkeypatch.setattr(scorer, "MAX_OPEN_BYTES", 10 * bytes_of(3))
     curriculum = Curriculum(Config(levels=range(4), partial="stitch"))
     curriculum.update(**block(5, 1), source="small")
     for push in range(20):
         curriculum.update(**block(3, 4), columns=np.arange(4) + 4 * push, source="large")
-        assert numbers_kept(curriculum) <= 100
-    assert curriculum._scorer._open["small"].numbers == 10
-    curriculum.update(**block(60, 1, level=3), source="endless")  # alone too much
-    assert curriculum._scorer._open["endless"].numbers == 0
-    assert curriculum._scorer._open["small"].numbers == 10
+        opened = curriculum._scorer._open
+        assert sum(each.num_bytes for each in opened.values()) <= 10 * bytes_of(3)
+        assert opened["large"].num_bytes == bytes_of(3) * len(opened["large"])
+        curriculum = Curriculum.from_state(curriculum.state())
+    assert curriculum._scorer._open["small"].num_bytes == bytes_of(5)
+    curriculum.update(**block(600, 1, level=3), source="endless")  # alone too much
+    assert len(curriculum._scorer._open["endless"]) == 0
+    assert len(curriculum._scorer._open["small"]) == 1
     assert curriculum.stats()["forgotten"] > 60
+
+
+def test_an_episode_without_end_is_given_up_and_what_follows_is_another(monkeypatch):
+    monkeypatch.setattr(stitching, "MAX_STEPS", 8)
+    curriculum = Curriculum(Config(levels=range(4), partial="stitch", strategy="one_step_td_error", gamma=0.0))
+    one = {"values": [[0.0]], "next_values": [0.0], "levels": [[1]]}
+    for step in range(9):
+        curriculum.update(**one, rewards=[[float(step)]], dones=[[False]])
+    assert (steps_kept(curriculum), curriculum.stats()["forgotten"]) == (0, 1)
+    curriculum.update(**one, rewards=[[5.0]], dones=[[False]])
+    curriculum.update(**one, rewards=[[7.0]], dones=[[True]])
+    assert scored(curriculum) == {1: 6.0}
+
+
+@pytest.mark.parametrize("strategy", ["value_l1", "uniform"])
+def test_an_episode_of_many_short_blocks_takes_what_its_steps_take(strategy):
+    curriculum = Curriculum(Config(levels=range(4), partial="stitch", strategy=strategy))
+    for _ in range(300):
+        curriculum.update(**block(1, 1))
+    (episode,) = curriculum._scorer._open[""]._columns
+    buffers = episode._buffers
+    assert episode.steps == 300
+    assert sorted(buffers) == (["rewards", "values"] if strategy == "value_l1" else [])
+    assert sum(buffer.nbytes for buffer in buffers.values()) + OBJECT_BYTES <= episode.num_bytes
 
 
 def test_an_agent_that_is_absent_from_a_block_holds_up_its_group():

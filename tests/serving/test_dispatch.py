@@ -374,6 +374,35 @@ def test_replies_carry_the_epoch_and_say_how_far_the_session_has_come():
     assert ask(made, [b"garbage"]).epoch == EPOCH
 
 
+# ---- what costs nothing to ask
+
+
+def test_counters_are_the_part_of_the_stats_that_counts_and_look_at_no_level(monkeypatch):
+    made = dispatcher()
+    ask(made, faults.request("next", WRITES["next"], session="a"))
+    ask(made, faults.request("push", WRITES["push"], session="a", seq=3))
+    stats = ask(made, faults.request("stats", session="a", seq=4)).result
+    sampler = made.curricula["default"]._sampler
+    for every_level in ("scores", "seen", "last_drawn", "weights"):
+        monkeypatch.delattr(sampler if every_level in vars(sampler) else type(sampler), every_level)
+    counters = ask(made, faults.request("counters", session="a", seq=5)).result
+    looked = {"strategy", "seen_share", "replay_share", "mean_score", "max_score", "effective_levels"}
+    assert counters == {name: value for name, value in stats.items() if name not in looked}
+    assert (counters["draws"], counters["pushes"], counters["levels_seen"], counters["sessions"]) == (3, 1, 3, 3)
+
+
+def test_describe_tells_of_every_curriculum_whatever_the_name_asked_with():
+    configs = {"train": Config(levels=(3, 14, 15), temperature=0.5), "eval": Config(strategy="sequential")}
+    made = Dispatcher({name: Curriculum(config) for name, config in configs.items()}, max_frame_bytes=MAX_FRAME_BYTES)
+    faults.begin(made, faults.SESSION)
+    reply = ask(made, faults.request("describe"))  # asks for "default", which is not there
+    assert reply.result["curricula"] == {
+        "train": configs["train"].to_dict() | {"levels": "3 ids"},
+        "eval": configs["eval"].to_dict(),
+    }
+    assert (ask(made, faults.request("describe")).result, reply.durable) == (reply.result, 2)  # may be sent again
+
+
 # ---- sessions
 
 
@@ -454,6 +483,8 @@ OPS = st.sampled_from(
         "push_step",
         "push_scores",
         "set_score_function",
+        "counters",
+        "describe",
         "stats",
         "weights",
         "scores",

@@ -30,6 +30,9 @@ def open_files(pid):
 
 # ---- descriptors
 
+FILES = 200  # a quarter of which the server keeps free
+AT_ONCE = 10  # connections between two signs that its loop goes round: a busy machine must not let them pile up
+
 
 @contextlib.contextmanager
 def daemon_with_files(bind, soft, hard):
@@ -85,7 +88,7 @@ def test_the_soft_limit_is_raised(bind):
 
 def test_short_of_files_no_client_is_taken_on_and_those_there_go_on(bind):
     with (
-        daemon_with_files(bind, 120, 120) as server,
+        daemon_with_files(bind, FILES, FILES) as server,
         Trainer(server.address) as trainer,
         LevelClient(server.address) as client,
         crowd(server.address) as connect,
@@ -100,24 +103,30 @@ def test_short_of_files_no_client_is_taken_on_and_those_there_go_on(bind):
             assert one.poll(int(faults.DEADLINE_S * 1000)), taken
             refused = decode_reply(one.recv_multipart()).error
             taken += refused is None
-            assert taken < 120
+            assert taken < FILES
         assert type(refused) is TooManySessions
         assert taken > 40
-        for _ in range(150):  # connections that say nothing: it hangs up on some
-            connect()
-        assert len(client.next(3)) == 3
-        faults.eventually(lambda: trainer.push_scores([1], [0.5]) and open_files(server.process.pid) > 80, "it is full")
-        faults.eventually(lambda: open_files(server.process.pid) < 120, "those beyond are hung up on")
+        for _ in range(FILES // AT_ONCE):  # connections that say nothing: it hangs up on some
+            for _ in range(AT_ONCE):
+                connect()
+            assert len(client.next(3)) == 3
+        full = 0.6 * FILES
+        faults.eventually(
+            lambda: trainer.push_scores([1], [0.5]) and open_files(server.process.pid) > full, "it is full"
+        )
+        faults.eventually(lambda: open_files(server.process.pid) < FILES, "those beyond are hung up on")
         assert server.process.poll() is None
 
 
 def test_when_connections_close_there_is_room_again(bind):
-    with daemon_with_files(bind, 120, 120) as server, Trainer(server.address) as trainer:
-        trainer.stats()
+    with daemon_with_files(bind, FILES, FILES) as server, Trainer(server.address) as trainer:
         with crowd(server.address) as connect:
-            for _ in range(200):
-                connect()
-            faults.eventually(lambda: trainer.stats() and open_files(server.process.pid) > 80, "it is full")
+            for _ in range(FILES // AT_ONCE + 5):
+                trainer.stats()
+                for _ in range(AT_ONCE):
+                    connect()
+            full = 0.6 * FILES
+            faults.eventually(lambda: trainer.stats() and open_files(server.process.pid) > full, "it is full")
         with LevelClient(server.address, timeout_s=faults.DEADLINE_S) as client:
             faults.eventually(lambda: taken_on(client), "there is room")
         assert server.stop() == 0

@@ -256,14 +256,20 @@ class Sampler:
 
     def weights(self) -> Floats:
         """Returns (N,) P_replay, drawable or not: 0 where unseen, 0 everywhere while nothing is seen."""
+        by_score, by_staleness = self.parts()
+        return by_score + by_staleness if self._staleness_coef else by_score
+
+    def parts(self) -> tuple[Floats, Floats]:
+        """Returns (1 - ρ) P_S and ρ P_C, (N,) each, which add up to `weights`."""
+        nothing: Floats = np.zeros(len(self.scores))
         if not self.num_seen:
-            return np.zeros(len(self.scores))
+            return nothing, nothing
         by_score = self._all.p_score()
         p_score: Floats = by_score.weights() if by_score else self.seen / self.num_seen
         if not self._staleness_coef:
-            return p_score
+            return p_score, nothing
         p_stale = self._all.by_staleness.weights(self.draws)
-        return (1.0 - self._staleness_coef) * p_score + self._staleness_coef * p_stale
+        return (1.0 - self._staleness_coef) * p_score, self._staleness_coef * p_stale
 
     def state(self) -> dict[str, Any]:
         """Returns a copy of the state: scores, seen, last_drawn (N,) and draws.

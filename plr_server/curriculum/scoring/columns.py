@@ -5,6 +5,7 @@ Used by the history and the stitching. Deterministic: it counts pushes, not time
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -22,7 +23,8 @@ class ByColumn(Generic[Kept]):
 
     def __init__(self) -> None:
         self._pushes = 0
-        self._kept: dict[int, tuple[int, Kept]] = {}  # column -> (the push that last had it, what is kept)
+        # column -> (the push that last had it, what is kept); a plain dict is slow to look at the front of
+        self._kept: OrderedDict[int, tuple[int, Kept]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -63,7 +65,7 @@ class ByColumn(Generic[Kept]):
 
     def drop_first(self) -> Kept:
         """Drops what is kept of the column that has been silent for longest, and returns it."""
-        return self._kept.pop(next(iter(self._kept)))[1]
+        return self._kept.popitem(last=False)[1][1]
 
     def drop(self, columns: Sequence[int]) -> None:
         """Drops what is kept of some columns."""
@@ -79,5 +81,5 @@ class ByColumn(Generic[Kept]):
         """Returns what `state` was taken of."""
         restored = cls()
         restored._pushes = state["pushes"]
-        restored._kept = {n: (at, kept_of(plain)) for n, at, plain in state["columns"]}
+        restored._kept = OrderedDict((n, (at, kept_of(plain))) for n, at, plain in state["columns"])
         return restored

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plr_client.errors import InvalidInput
 from plr_server.curriculum.arrays import Floats, Ints
 from plr_server.curriculum.scoring.columns import ByColumn
 from plr_server.curriculum.scoring.episodes import Episodes
 from plr_server.curriculum.scoring.rollouts import UNSAID
+
+MAX_WINDOW_NUMBERS = 2**22  # of the episodes of one push: the window after each
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,6 +108,9 @@ class History:
             indices: (m,) the index of each one's level.
             columns: (N,) the column ids.
             source: who pushed; columns are counted for each source apart.
+
+        Raises:
+            InvalidInput: so many windows at once would take too much memory.
         """
         count = len(episodes)
         returns, steps_before = np.full(count, np.nan), np.zeros(count, dtype=np.int64)
@@ -114,6 +120,9 @@ class History:
         over: set[int] = set()
         if self._carries:
             under_way, over = self._carry(episodes, returns, steps_before, columns, source)
+        if self._windows is not None and len(order) * self._windows.values.shape[1] > MAX_WINDOW_NUMBERS:
+            most = MAX_WINDOW_NUMBERS // self._windows.values.shape[1]
+            raise InvalidInput("levels", f"at most {most} finished episodes in one push (window)", str(len(order)))
         best, windows = None, None
         if self._best is not None:
             best = np.full(count, -np.inf)

@@ -18,6 +18,7 @@ from plr_server.curriculum.arrays import Bools, Flags, Floats, Ints, bools, fini
 
 MAX_STEPS = 2**21  # T x N of one push: at 0.05 to 0.3 us a step it holds the server for half a second at most
 MAX_LOGITS = 2**24  # T x N x A
+MAX_COLUMNS = 2**16  # N, at up to 7 us a column
 UNSAID = -1  # of a success that the trainer says nothing about
 FIELDS = (
     "values",
@@ -101,6 +102,8 @@ def check(
     if levels.ndim != (1 if step else 2) or 0 in levels.shape:
         expected = "shape (N,), N at least 1" if step else "shape (T, N), T and N at least 1"
         raise InvalidInput("levels", expected, f"shape {levels.shape}")
+    if levels.shape[-1] > MAX_COLUMNS:
+        raise InvalidInput("levels", f"at most {MAX_COLUMNS} columns in one push", f"shape {levels.shape}")
     if levels.size > MAX_STEPS:
         raise InvalidInput("levels", f"at most {MAX_STEPS} steps (T x N) in one push", f"shape {levels.shape}")
     shape = levels.shape

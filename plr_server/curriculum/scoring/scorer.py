@@ -27,8 +27,9 @@ from plr_server.curriculum.scoring.stitching import OpenEpisodes, Stitched
 from plr_server.curriculum.scoring.strategies import FUNCTION, Strategy, strategy_named
 from plr_server.curriculum.spaces.open_space import NOT_IN_TABLE
 
-MAX_OPEN_NUMBERS = 2**26  # floats of open episodes, of all sources: half a GiB
-MAX_ENTERING = 2**14  # levels of one push that may take others' places in an open table, at 0.3 to 0.6 ms each
+MAX_OPEN_BYTES = 2**29  # of open episodes, of all sources
+
+NOBODY = np.zeros(0, dtype=np.int64)
 
 IndicesOf = Callable[[Ints], Ints]  # ids (m,) to indices (m,), NOT_IN_TABLE for none; raises LevelOutsideSpace
 
@@ -40,7 +41,8 @@ class ScoredBlock:
     Attributes:
         levels: (m,) the ids of the levels, in the order in which the scores apply.
         scores: (m,).
-        reserved: (k,) the ids of the levels outside the table whose past stands beyond the table in the history.
+        reserved: (k,) the ids of the levels whose past has a place beyond the table in the history, in that order.
+        num_outside: how many of them are not in the table.
         num_steps: valid steps of the block.
         num_finished: episodes that ended.
         stitched: its episodes.
@@ -51,6 +53,7 @@ class ScoredBlock:
     levels: Ints
     scores: Floats
     reserved: Ints
+    num_outside: int
     num_steps: int
     num_finished: int
     stitched: Stitched
@@ -121,14 +124,12 @@ class Scorer:
         indices = indices_of(episodes.level)
         finished_only = self._stitches or strategy.per_window is not None
         in_order = _in_order(rollout.columns[episodes.column], episodes.stop, episodes.finished, only=finished_only)
-        reserved = np.unique(episodes.level[indices == NOT_IN_TABLE])
-        if len(reserved) > MAX_ENTERING:
-            expected = f"at most {MAX_ENTERING} levels outside the table in one push"
-            raise InvalidInput("levels", expected, f"{len(reserved)}")
+        outside = indices == NOT_IN_TABLE
+        # Where levels enter, others leave, and those may come back with a later episode of the same block.
+        reserved = np.unique(episodes.level) if outside.any() else NOBODY
         past = None
         if self.history is not None:
             self.history.reserve(len(reserved))
-            outside = indices == NOT_IN_TABLE
             places = np.where(outside, self._num_levels + reserved.searchsorted(episodes.level), indices)
             past = self.history.look_back(
                 episodes, order=in_order, indices=places[in_order], columns=rollout.columns, source=source
@@ -151,6 +152,7 @@ class Scorer:
             levels=level[in_order],
             scores=scores[in_order],
             reserved=reserved,
+            num_outside=len(np.unique(episodes.level[outside])),
             num_steps=int(block.steps.sum()),
             num_finished=num_finished,
             stitched=stitched,
@@ -172,8 +174,8 @@ class Scorer:
         if self._stitches:
             opened = self._open.setdefault(source, OpenEpisodes())
             self.forgotten += opened.keep(scored.stitched, columns, scored.ended)
-            while sum(each.numbers for each in self._open.values()) > MAX_OPEN_NUMBERS:
-                max(self._open.values(), key=lambda each: each.numbers).give_up_first()
+            while sum(each.num_bytes for each in self._open.values()) > MAX_OPEN_BYTES:
+                max(self._open.values(), key=lambda each: each.num_bytes).give_up_first()
                 self.forgotten += 1
 
     def replace_past(self, index: int, by: int | None) -> None:
@@ -206,13 +208,14 @@ class Scorer:
         self._pools.pop(source, None)
         return joined_steps(waiting.steps)
 
-    def dropped(self, block: Rollout, source: str, reason: PlrError) -> StepsDropped:
+    def dropped(self, block: Rollout, source: str, reason: Exception) -> StepsDropped:
         """Returns the error of a pooled block that cannot be scored: it is gone, with the episodes of its columns."""
         if source in self._open:
             self._open[source].drop(block.columns)
         if self.history is not None:
             self.history.drop(source, block.columns)
-        return StepsDropped(block.dones.shape[1], str(reason))
+        told = str(reason) if isinstance(reason, PlrError) else type(reason).__name__
+        return StepsDropped(block.dones.shape[1], told)
 
     def forget(self, source: str) -> None:
         """Drops what waits for a source that will not push again."""

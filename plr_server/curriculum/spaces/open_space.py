@@ -6,6 +6,7 @@ is in the table, and an id always. No IO; draws from the generator it is given.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ class OpenSpace(LevelSpace):
     def __init__(self, capacity: int) -> None:
         self._ids = np.full(capacity, NOT_IN_TABLE, dtype=np.int64)
         self._index: dict[int, int] = {}  # id -> index
-        self._drawn: dict[int, int] = {}  # id of a new level -> how many were drawn with it, oldest first
+        self._drawn: OrderedDict[int, int] = OrderedDict()  # id of a new level -> draws with it, the oldest first
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -96,7 +97,7 @@ class OpenSpace(LevelSpace):
         self._drawn.pop(level, None)
         self._drawn[level] = at
         if len(self._drawn) > max(DRAWN_REMEMBERED, len(self)):
-            del self._drawn[next(iter(self._drawn))]
+            self._drawn.popitem(last=False)
 
     def drawn_at(self, level: int, otherwise: int) -> int:
         """Returns how many levels were drawn when a new one was last; `otherwise` where that is not known."""
@@ -104,13 +105,13 @@ class OpenSpace(LevelSpace):
 
     def state(self) -> dict[str, Any]:
         """Returns the state, from which `restore` makes an equal space; the caller copies it."""
-        return {"ids": self._ids[: self.num_entered], "drawn": self._drawn}
+        return {"ids": self._ids[: self.num_entered], "drawn": dict(self._drawn)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state` returned; the space must be a new one."""
         self._ids[: len(state["ids"])] = state["ids"]
         self._index = {level: index for index, level in enumerate(state["ids"].tolist())}
-        self._drawn = dict(state["drawn"])
+        self._drawn = OrderedDict(state["drawn"])
 
     def _ids_stop(self) -> tuple[int, str]:
         """Returns what all ids are below, and that in words."""

@@ -1,0 +1,500 @@
+// The live page. It shows a document (see Collector.document): the one that is saved in the page, or else the one that
+// the stream `events` sends, which ticks then keep up to date. No build step, nothing from elsewhere but uPlot.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const saved = $("saved").textContent;
+const isLive = saved === "";
+
+let shown = null; // the document
+let selected = null; // the name of the curriculum that is shown
+let stream = null;
+let order = { sort: "weight", descending: true };
+
+// ---- words
+
+const whole = new Intl.NumberFormat("en");
+const short = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 });
+
+function number(value) {
+  if (value === null || value === undefined) return "–";
+  if (Number.isInteger(value)) return Math.abs(value) < 1e6 ? whole.format(value) : compact.format(value);
+  return Math.abs(value) >= 1000 ? whole.format(Math.round(value)) : short.format(value);
+}
+
+function percent(share) {
+  if (share === null || share === undefined || Number.isNaN(share)) return "–";
+  if (share > 0 && share < 1e-5) return "<0.001 %";
+  return `${short.format(100 * share)} %`;
+}
+
+const two = (n) => String(n).padStart(2, "0");
+
+function clock(seconds, step = 60) {
+  const time = new Date(seconds * 1000);
+  if (step >= 86400) return `${time.getFullYear()}-${two(time.getMonth() + 1)}-${two(time.getDate())}`;
+  return `${two(time.getHours())}:${two(time.getMinutes())}${step < 60 ? `:${two(time.getSeconds())}` : ""}`;
+}
+
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children.map((child) => (child instanceof Node ? child : String(child))));
+  return element;
+}
+
+// ---- colours, from the style sheet, so that light and dark are decided in one place
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+/** 256 colours from --cold over --warm to --hot. */
+function makeRamp() {
+  const [cold, warm, hot] = ["--cold", "--warm", "--hot"].map((name) =>
+    [1, 3, 5].map((at) => parseInt(colour(name).slice(at, at + 2), 16)));
+  return Array.from({ length: 256 }, (_, i) => {
+    const [from, to, part] = i < 128 ? [cold, warm, i / 128] : [warm, hot, (i - 128) / 127];
+    return `rgb(${from.map((c, k) => Math.round(c + part * (to[k] - c))).join(" ")})`;
+  });
+}
+
+let ramp = makeRamp();
+
+// ---- charts
+
+/** Returns (what happened between two samples) for a counter; null where the server began anew. */
+function steps(values) {
+  return values.map((value, i) => (i && value >= values[i - 1] ? value - values[i - 1] : null));
+}
+
+function rates(columns, name) {
+  const seconds = steps(columns.t);
+  return steps(columns[name]).map((change, i) => (change === null || !seconds[i] ? null : change / seconds[i]));
+}
+
+const bytes = (packed) => (packed ? Uint8Array.from(atob(packed), (character) => character.charCodeAt(0)) : []);
+
+const line = (label, stroke, more = {}) => ({
+  label, stroke: () => colour(stroke), width: 1.75, points: { show: false }, value: (_, v) => number(v), ...more,
+});
+const asPercent = { value: (_, v) => percent(v) };
+
+const CHARTS = [
+  {
+    id: "spread",
+    title: "How many levels does it play?",
+    answer: (now) => `As spread out as ${number(now.summary.effective_levels)} equally likely levels; ` +
+      `${percent(now.counters.levels_seen / now.counters.levels)} of the levels are seen.`,
+    series: [line("effective levels", "--accent"), line("seen share", "--second", { scale: "share", ...asPercent })],
+    share: "right",
+    data: (h, now) => [h.effective_levels, h.levels_seen.map((seen) => seen / now.counters.levels)],
+  },
+  {
+    id: "gain",
+    title: "Does it choose better than chance?",
+    answer: (now) => `What is replayed scores ${number(now.summary.drawn_score)} on average, ` +
+      `a uniform draw ${number(now.summary.table_score)}.`,
+    series: [
+      line("replayed", "--accent", { width: 2.25 }),
+      line("uniform draw", "--second", { dash: [5, 4] }),
+      line("90 % of levels below", "--muted", { width: 0.75 }),
+      line("10 % below", "--muted", { width: 0.75 }),
+    ],
+    bands: [{ series: [3, 4], fill: () => colour("--band") }],
+    data: (h) => [h.drawn_score, h.table_score, h.score_q90, h.score_q10],
+  },
+  {
+    id: "scores",
+    title: "Which scores are there?",
+    answer: (now) => `From ${number(now.summary.score_min)} to ${number(now.summary.score_max)}, ` +
+      `half of them below ${number(now.summary.score_q50)}.`,
+    scale: "levels with this score",
+    heat: (h) => ({
+      low: Math.min(...h.score_min.filter((x) => x !== null)),
+      high: Math.max(...h.score_max.filter((x) => x !== null)),
+      columns: h.score_shares.map((packed, i) => ({ cells: bytes(packed), from: h.score_min[i], to: h.score_max[i] })),
+    }),
+  },
+  {
+    id: "mass",
+    title: "Which levels does it play?",
+    answer: (now) => `${number(now.summary.most_mass_levels)} of ${number(now.counters.levels_seen)} seen levels take ` +
+      "90 % of the replays.",
+    scale: "replays of these levels; bottom to top: along the level space",
+    heat: (h, now) => ({
+      low: 0,
+      high: now.counters.levels,
+      columns: h.mass_shares.map((packed) => ({ cells: bytes(packed), from: 0, to: now.counters.levels })),
+    }),
+  },
+  {
+    id: "replays",
+    title: "How much is replayed?",
+    answer: (now) => `${percent(now.counters.replays / now.counters.draws)} of ${number(now.counters.draws)} draws ` +
+      "replayed a level.",
+    small: true,
+    series: [line("replay share", "--accent", { scale: "share", ...asPercent })],
+    share: "left",
+    data: (h) => {
+      const draws = steps(h.draws);
+      return [steps(h.replays).map((replays, i) => (draws[i] ? replays / draws[i] : null))];
+    },
+  },
+  {
+    id: "staleness",
+    title: "How old are the scores?",
+    answer: (now) => `Half of the seen levels were drawn in the last ${number(now.summary.staleness_q50)} draws.`,
+    small: true,
+    series: [
+      line("oldest", "--muted", { width: 1 }), line("90 %", "--second"), line("half", "--accent"),
+    ],
+    data: (h) => [h.staleness_max, h.staleness_q90, h.staleness_q50],
+  },
+  {
+    id: "throughput",
+    title: "Is it busy?",
+    answer: (now) => `${number(now.rates.draws)} draws and ${number(now.rates.pushes)} pushes a second.`,
+    small: true,
+    series: [line("draws/s", "--accent"), line("pushes/s", "--second", { scale: "second" })],
+    data: (h) => [rates(h, "draws"), rates(h, "pushes")],
+  },
+];
+
+/** A figure with a uPlot in it; `update` gives it a curriculum. */
+class Chart {
+  constructor(spec) {
+    this.spec = spec;
+    this.caption = make("p", { id: `answer-${spec.id}` });
+    this.place = make("div", { class: "plot", role: "img", "aria-labelledby": `answer-${spec.id}` });
+    this.figure = make("figure", { id: `chart-${spec.id}`, ...(spec.small ? { class: "small" } : {}) },
+      make("figcaption", {}, make("h2", {}, spec.title), this.caption), this.place);
+    if (spec.scale) this.figure.append(make("p", { class: "scale" }, "none", make("i"), `all ${spec.scale}`));
+    $("charts").append(this.figure);
+    new ResizeObserver(() => this.plot?.setSize(this.size())).observe(this.place);
+  }
+
+  size() {
+    return { width: Math.max(this.place.clientWidth, 200), height: this.spec.small ? 170 : 220 };
+  }
+
+  update(now) {
+    const columns = now.history?.columns;
+    if (!columns?.t?.length || !now.counters) return;
+    this.caption.textContent = this.spec.answer(now);
+    this.heat = this.spec.heat?.(columns, now);
+    const data = [columns.t, ...(this.heat ? [columns.t.map(() => null)] : this.spec.data(columns, now))];
+    if (this.plot) this.plot.setData(data);
+    else this.plot = new uPlot(this.options(), data, this.place);
+    this.showLast();
+  }
+
+  /** Has the legend say the newest values while the mouse is elsewhere. */
+  showLast() {
+    if (!this.heat && this.plot.cursor.idx == null) this.plot.setLegend({ idx: this.plot.data[0].length - 1 }, false);
+  }
+
+  options() {
+    const { spec } = this;
+    const axis = { stroke: () => colour("--muted"), font: "12px system-ui, sans-serif",
+      grid: { stroke: () => colour("--grid"), width: 1 }, ticks: { show: false } };
+    const values = { ...axis, size: 54, values: (_, splits) => splits.map(number) };
+    const shares = { ...axis, scale: "share", size: 50, values: (_, splits) => splits.map((x) => `${Math.round(100 * x)} %`) };
+    const axes = [{ ...axis, size: 30, space: 70, values: (_, splits, _axis, _space, step) => splits.map((t) => clock(t, step)) }];
+    if (spec.share !== "left") axes.push(values);
+    if (spec.share) axes.push(spec.share === "left" ? shares : { ...shares, side: 1, grid: { show: false } });
+    if (spec.id === "throughput") axes.push({ ...values, scale: "second", side: 1, grid: { show: false } });
+    const wide = (low, high) => (low < high ? [low, high] : [low - 0.5, high + 0.5]);
+    return {
+      ...this.size(),
+      padding: [12, spec.share === "right" || spec.id === "throughput" ? 0 : 14, 0, 0],
+      cursor: { sync: { key: "curriculum" }, points: { size: 6 }, drag: { setScale: false, x: false, y: false } },
+      legend: { show: !spec.heat, markers: { width: 0, fill: (u, i) => u.series[i].stroke() } },
+      scales: {
+        x: { range: (_, low, high) => wide(low, high) },
+        y: spec.heat ? { range: () => wide(this.heat.low, this.heat.high) }
+          : spec.id === "gain" ? {} : { range: (_, low, high) => [0, Math.max(high * 1.05, 1e-9)] },
+        share: { range: [0, 1.02] },
+        second: { range: (_, low, high) => [0, Math.max(high * 1.05, 1e-9)] },
+      },
+      series: [{ label: "at", value: (_, t) => (t == null ? "–" : clock(t, 1)) }, ...(spec.series ?? [{ show: true }])],
+      bands: spec.bands,
+      axes,
+      hooks: {
+        drawClear: [(plot) => this.heat && this.drawHeat(plot)],
+        setCursor: [() => this.plot && this.showLast()],
+      },
+    };
+  }
+
+  /** Draws a column of cells for every sample: what held from the sample before until then. */
+  drawHeat(plot) {
+    const { ctx, bbox } = plot;
+    const times = plot.data[0];
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+    ctx.clip();
+    this.heat.columns.forEach(({ cells, from, to }, i) => {
+      if (!cells.length) return;
+      const right = times.length > 1 ? plot.valToPos(times[i], "x", true) : bbox.left + bbox.width;
+      const left = i ? plot.valToPos(times[i - 1], "x", true) : bbox.left;
+      const [bottom, top] = [from, to].map((value) => plot.valToPos(value, "y", true));
+      const height = Math.max((bottom - top) / cells.length, 1);
+      cells.forEach((cell, k) => {
+        if (!cell) return;
+        ctx.fillStyle = ramp[cell];
+        ctx.fillRect(Math.floor(left), bottom - (k + 1) * height, Math.ceil(right - left) + 1, height + 0.5);
+      });
+    });
+    ctx.restore();
+  }
+}
+
+const charts = CHARTS.map((spec) => new Chart(spec));
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  ramp = makeRamp();
+  charts.forEach((chart) => chart.plot?.redraw());
+});
+
+// ---- the parts above and below the charts
+
+function showHeader() {
+  const { config } = shown.curricula[selected] ?? {};
+  const several = Object.keys(shown.curricula).length > 1;
+  $("name").textContent = several ? `Curriculum ${selected}` : "Curriculum";
+  document.title = several ? `${selected} – curriculum` : "Curriculum";
+  $("what").textContent = shown.address + (config
+    ? ` · levels ${config.levels} · ${config.strategy} · ${config.transform}, temperature ${config.temperature}, ` +
+      `staleness coefficient ${config.staleness_coef}`
+    : "");
+  if (!isLive) connection("saved", `as of ${clock(shown.t, 86400)} ${clock(shown.t)}`);
+  else if (shown.lost_s === null) connection("live", "live");
+  else connection("lost", `no answer since ${lostSince()}`);
+}
+
+/** When the server answered last: a time, which stays, and not a duration, which is read out every second. */
+function lostSince() {
+  return clock(shown.t - shown.lost_s, 1);
+}
+
+function connection(state, text) {
+  $("connection").dataset.state = state;
+  if ($("connection").textContent !== text) $("connection").textContent = text;
+}
+
+function showCurricula() {
+  const names = Object.keys(shown.curricula);
+  const nav = $("curricula");
+  nav.hidden = names.length < 2;
+  if (nav.hidden) return;
+  if (nav.children.length !== names.length || names.some((name, i) => nav.children[i].dataset.name !== name)) {
+    nav.replaceChildren(...names.map((name) => {
+      const button = make("button", { type: "button", "data-name": name });
+      button.addEventListener("click", () => select(name));
+      return button;
+    }));
+  }
+  for (const button of nav.children) {
+    const { name } = button.dataset;
+    const { counters, summary, verdict } = shown.curricula[name];
+    button.setAttribute("aria-current", name === selected);
+    button.dataset.kind = verdict?.[0].kind ?? "note";
+    const effective = counters ? `${number(summary.effective_levels)} effective levels` : "";
+    button.replaceChildren(make("strong", {}, name, make("span", {}, effective)),
+      make("span", {}, verdict?.[0].text ?? "not read yet"));
+  }
+}
+
+const KINDS = { trouble: "Trouble", watch: "Watch", note: "Note", fine: "Fine" };
+
+function showVerdict() {
+  const lost = isLive && shown.lost_s !== null;
+  let findings = shown.curricula[selected]?.verdict ?? [];
+  if (lost) {
+    const long = `The server has not answered since ${lostSince()}. What follows is what it said last; ` +
+      "the page goes on by itself when it is back.";
+    const never = `No answer from ${shown.address}: is plr-server serve running there? The page goes on by itself.`;
+    findings = [{ kind: "trouble", text: findings.length ? long : never }];
+  }
+  if (!findings.length) findings = [{ kind: "note", text: "Reading the first numbers …" }];
+  const [first, ...rest] = findings;
+  const said = JSON.stringify(findings);
+  if ($("verdict").dataset.said === said) return; // a screen reader hears what is new, and no more
+  $("verdict").dataset.said = said;
+  $("verdict").dataset.kind = first.kind;
+  const list = rest.map(({ kind, text }) =>
+    make("li", { "data-kind": kind }, make("b", {}, KINDS[kind]), make("span", {}, text)));
+  $("verdict").replaceChildren(make("p", { class: "first" }, first.text), ...(list.length ? [make("ul", {}, ...list)] : []));
+}
+
+function tiles({ counters: c, rates: r, summary: s }) {
+  return [
+    ["effective_levels", "Effective levels", number(s.effective_levels), `of ${number(c.levels_seen)} seen`],
+    ["levels_seen", "Levels seen", percent(c.levels_seen / c.levels), `${number(c.levels_seen)} of ${number(c.levels)}`],
+    ["drawn_score", "Replayed score", number(s.drawn_score), `uniform ${number(s.table_score)}`],
+    ["replay_share", "Replay share", percent(c.draws ? c.replays / c.draws : null), `of ${number(c.draws)} draws`],
+    ["staleness", "Staleness", number(s.staleness_q50), `90 % below ${number(s.staleness_q90)}`],
+    ["draws_per_s", "Draws/s", number(r.draws), `${number(r.episodes)} episodes/s`],
+    ["pushes_per_s", "Pushes/s", number(r.pushes), `${number(r.steps)} steps/s`],
+    ["sessions", "Clients", number(c.sessions), `${number(c.in_flight)} levels in flight`],
+    ...(c.prefetched || c.prefetch_lag_pushes
+      ? [["prefetched", "Asked ahead", number(c.prefetched), `${number(c.prefetch_lag_pushes)} pushes old`]] : []),
+    ...(c.entered ? [["entered", "Entered the table", number(c.entered), `${number(c.rejected)} turned away`]] : []),
+  ];
+}
+
+function showTiles() {
+  const now = shown.curricula[selected];
+  if (!now?.counters) return;
+  $("tiles").replaceChildren(...tiles(now).map(([name, label, value, more]) =>
+    make("div", { "data-tile": name }, make("dt", {}, label), make("dd", {}, value), make("dd", {}, more))));
+}
+
+// ---- the level table
+
+const COLUMNS = [
+  ["id", "Level", (row) => row.id],
+  [null, "Rank", (row) => number(row.rank)],
+  ["score", "Score", (row) => number(row.score)],
+  ["weight", "P_replay", chance],
+  [null, "by score", (row) => percent(row.by_score)],
+  [null, "by staleness", (row) => percent(row.by_staleness)],
+  ["staleness", "Staleness", (row) => number(row.staleness)],
+];
+
+/** The chance of a level in one replay, as a bar cut in its two parts; the most likely level fills it. */
+function chance(row, most) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", "0 0 100 8");
+  svg.setAttribute("preserveAspectRatio", "none");
+  let from = 0;
+  for (const part of ["by_score", "by_staleness"]) {
+    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    const width = (100 * row[part]) / most;
+    for (const [name, value] of Object.entries({ x: from, width, height: 8, class: part.replace("_", "-") })) {
+      rect.setAttribute(name, value);
+    }
+    svg.append(rect);
+    from += width;
+  }
+  return make("span", {}, make("span", { class: "bar", "aria-hidden": "true" }, svg), make("b", {}, percent(row.weight)));
+}
+
+for (const [key, label] of COLUMNS) {
+  const cell = make("th", { scope: "col" });
+  if (key === null) cell.append(label);
+  else {
+    const button = make("button", { type: "button", "data-sort": key }, label);
+    button.addEventListener("click", () => {
+      order = { sort: key, descending: order.sort === key ? !order.descending : key !== "id" };
+      showLevels();
+    });
+    cell.append(button);
+  }
+  $("columns").append(cell);
+}
+
+$("find").addEventListener("input", () => showLevels());
+
+async function levels() {
+  const find = $("find").value.trim();
+  if (isLive) {
+    const asked = { curriculum: selected, sort: order.sort, descending: Number(order.descending), find };
+    const reply = await fetch(`levels?${new URLSearchParams(asked)}`);
+    return reply.ok ? reply.json() : { total: 0, rows: [] };
+  }
+  const { total = 0, rows = [] } = shown.curricula[selected]?.levels ?? {};
+  const sign = order.descending ? -1 : 1;
+  const found = rows.filter((row) => find === "" || String(row.id) === find);
+  return { total, rows: found.sort((a, b) => sign * (a[order.sort] - b[order.sort])) };
+}
+
+async function showLevels() {
+  const asked = JSON.stringify([selected, order, $("find").value]);
+  let found;
+  try {
+    found = await levels();
+  } catch {
+    return; // the viewer is gone; what is there stays
+  }
+  if (asked !== JSON.stringify([selected, order, $("find").value])) return; // a later question is on its way
+  [...$("columns").children].forEach((cell, i) => {
+    if (COLUMNS[i][0] === order.sort) cell.setAttribute("aria-sort", order.descending ? "descending" : "ascending");
+    else cell.removeAttribute("aria-sort");
+  });
+  const most = Math.max(...found.rows.map((row) => row.weight), Number.MIN_VALUE);
+  $("rows").replaceChildren(...found.rows.map((row) =>
+    make("tr", { "data-level": row.id }, ...COLUMNS.map(([key, , cell]) =>
+      make("td", key === "weight" ? { class: "chance" } : {}, cell(row, most))))));
+  const note = found.rows.length < found.total
+    ? `${number(found.rows.length)} of ${number(found.total)} seen levels. ` : `${number(found.total)} seen levels. `;
+  $("levels-note").replaceChildren(note, "The chance of being replayed next:",
+    make("span", { class: "key by-score" }), "by score", make("span", { class: "key by-staleness" }), "by staleness");
+}
+
+// ---- all of it
+
+let drawn = null; // of which curriculum, and of which look at its levels, the charts and the table are
+
+function show() {
+  showHeader();
+  showCurricula();
+  showVerdict();
+  showTiles();
+  const now = shown.curricula[selected];
+  if (!now) return;
+  const look = JSON.stringify([selected, now.history?.columns.t]);
+  if (look === drawn) return; // a tick without a look costs a page next to nothing
+  drawn = look;
+  charts.forEach((chart) => chart.update(now));
+  showLevels();
+}
+
+function select(name) {
+  selected = name;
+  if (isLive) listen();
+  else show();
+}
+
+/** Brings the document up to date with a tick, whose history is the newest sample alone. */
+function keepUp(tick) {
+  const before = shown.curricula[tick.selected]?.history;
+  shown = tick;
+  const now = tick.curricula[tick.selected];
+  if (!now) return;
+  const { length, newest } = now.history;
+  if (newest !== null) {
+    for (const [name, value] of Object.entries(newest)) {
+      before.columns[name] ??= [];
+      before.columns[name].length = length - 1;
+      before.columns[name].push(value);
+    }
+  }
+  now.history = before;
+}
+
+function listen() {
+  stream?.close();
+  stream = new EventSource(`events?curriculum=${encodeURIComponent(selected ?? "")}`);
+  const take = (keep) => (event) => {
+    const said = JSON.parse(event.data);
+    keep(said);
+    selected = said.selected;
+    show();
+  };
+  stream.addEventListener("document", take((said) => { shown = said; }));
+  stream.addEventListener("tick", take(keepUp));
+  stream.addEventListener("error", () => connection("lost", "the viewer has stopped; start plr-server view again"));
+}
+
+if (isLive) {
+  listen();
+  // A browser opens few connections to one host, and a hidden page has nothing to show.
+  document.addEventListener("visibilitychange", () => (document.hidden ? stream.close() : listen()));
+} else {
+  shown = JSON.parse(saved);
+  [selected = null] = Object.keys(shown.curricula);
+  if (location.protocol === "file:") $("save").hidden = true;
+  show();
+}
