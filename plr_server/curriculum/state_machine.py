@@ -30,6 +30,7 @@ from plr_server.curriculum.spaces.open_space import OpenSpace, PayloadSpace
 from plr_server.curriculum.table import NOBODY, LevelTable
 
 STATE_FORMAT = 1
+_FIELDS = frozenset(FIELDS)
 
 
 class Curriculum:
@@ -231,8 +232,9 @@ class Curriculum:
             StepsDropped: the block is full and cannot be scored, as where a score function raised; its steps, and what
                 was under way in its columns, are dropped.
         """
-        for name in fields.keys() - set(FIELDS):
-            raise InvalidInput(name, f"a field among {', '.join(FIELDS)}", "an unknown one")
+        if not fields.keys() <= _FIELDS:
+            unknown = next(name for name in fields if name not in _FIELDS)
+            raise InvalidInput(unknown, f"a field among {', '.join(FIELDS)}", "an unknown one")
         step = self._scorer.check(fields, step=True)
         self._space.indices(step.levels if step.valid is None else step.levels[step.valid])
         block = self._scorer.pool(step, source)
