@@ -85,8 +85,10 @@ def test_a_batch_is_as_many_single_draws(config, k, seed):
         replays = np.random.Generator(np.random.PCG64())
         replays.bit_generator.state = state_after
         replays.bit_generator.advance(2**128 - 2 * int(got.is_replay.sum()))
-        replays_begin, draw = replays.bit_generator.state, single._sampler.draw
+        replays_begin = replays.bit_generator.state
+        draw, replay = single._sampler.draw, single._sampler.replay
         single._sampler.draw = lambda _, picks, **options: draw(replays, picks, **options)
+        single._sampler.replay = lambda _: replay(replays)
     drawn = [assignment for slot in range(k) for assignment in single.sample(1, slots=[slot], holder="new")]
     assert drawn == listed_of(got)
     if not config.max_in_flight and config.strategy == "external":
