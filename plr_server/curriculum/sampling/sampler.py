@@ -237,8 +237,10 @@ class Sampler:
         uniforms = rng.random(2 * len(replays))
         by_staleness, uniforms = uniforms[::2] < self._staleness_coef, uniforms[1::2]
         picks[replays[~by_staleness]] = candidates.draw_all_by_score(uniforms[~by_staleness])
-        alone = np.append(picks[1:] != picks[:-1], True) | (picks == REPLAY)
-        to_count = np.flatnonzero(alone & (picks != OUTSIDE))  # of one level several times in a row, the last
+        counts = picks == REPLAY
+        counts[:-1] |= picks[1:] != picks[:-1]  # of one level several times in a row, the last
+        counts[-1] = True
+        to_count = np.flatnonzero(counts & (picks != OUTSIDE))
         uniform = iter(uniforms[by_staleness].tolist())
         for place, pick in zip(to_count.tolist(), picks[to_count].tolist(), strict=True):
             index = pick
