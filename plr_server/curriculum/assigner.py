@@ -65,7 +65,8 @@ class Assigner:
 
     def _has_only_replays(self) -> bool:
         """Returns whether every level is a replay from now on, and who plays what decides nothing."""
-        return not (self._baseline or self._open_space or self._cap or self._unseen.every)
+        is_closed = self._baseline is None and self._open_space is None
+        return is_closed and not self._cap and not self._unseen.every
 
     def assign(self, holder: str, slots: Sequence[int]) -> tuple[list[int], list[bool]]:
         """Returns the level that each slot of a holder plays next, and whether it is a replay.
