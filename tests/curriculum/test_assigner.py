@@ -175,6 +175,16 @@ def test_a_draw_costs_the_logarithm_of_the_levels(situation, transform):
     assert lines[20_000] < 3 * lines[200]
 
 
+def test_a_draw_of_a_closed_space_that_is_all_seen_goes_the_short_way():
+    """What most requests of a long run ask for: 71 lines of Python each, no look at what is unseen or at the cap."""
+    curriculum = Curriculum(Config(levels=range(200), strategy="external"))
+    curriculum.update_scores(np.arange(199), np.arange(199.0))
+    curriculum.sample()
+    some_unseen = lines_run(lambda: [curriculum.sample() for _ in range(100)])
+    curriculum.update_scores([199], [0.5])
+    assert lines_run(lambda: [curriculum.sample() for _ in range(100)]) < min(100 * 80, some_unseen)
+
+
 def lines_run(function):
     num = 0
 
