@@ -18,6 +18,8 @@ Bools = NDArray[np.bool_]
 Flags = NDArray[np.int8]
 
 MAX_MAGNITUDE = 1e30  # beyond it sums of products overflow
+FLOAT64_BYTES = 8
+FEW = 2**12  # numbers whose squares BLAS adds up without threads
 
 
 def as_array(name: str, given: Any) -> NDArray[Any]:
@@ -58,9 +60,13 @@ def finite(name: str, array: NDArray[Any], hint: str = "") -> Floats:
     Raises:
         InvalidInput: one of them is NaN, infinite or beyond `MAX_MAGNITUDE`.
     """
-    with np.errstate(over="ignore"):  # of a wider float; it becomes inf and is refused
-        floats: Floats = np.array(array, dtype=np.float64, order="C")
-    if floats.size and not (floats.max() <= MAX_MAGNITUDE and floats.min() >= -MAX_MAGNITUDE):  # False for NaN too
+    if array.dtype.itemsize > FLOAT64_BYTES:
+        with np.errstate(over="ignore"):  # what is too large becomes inf and is refused
+            array = array.astype(np.float64)
+    floats: Floats = np.array(array, dtype=np.float64, order="C")
+    if floats.size <= FEW and np.vdot(floats, floats) <= MAX_MAGNITUDE:  # a quick yes; False for NaN
+        return floats
+    if not (floats.max() <= MAX_MAGNITUDE and floats.min() >= -MAX_MAGNITUDE):  # False for NaN too
         worst = floats[~(np.abs(floats) <= MAX_MAGNITUDE)][0]
         raise InvalidInput(name, f"finite numbers up to {MAX_MAGNITUDE:g} in magnitude{hint}", f"{worst}")
     return floats

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plr_server.curriculum.arrays import Bools, Ints
 from plr_server.curriculum.config import Config
 from plr_server.curriculum.in_flight import InFlight
 from plr_server.curriculum.sampling.sampler import OUTSIDE, REPLAY, Sampler
@@ -60,13 +61,24 @@ class Assigner:
             self._unseen.remove_all(np.flatnonzero(sampler.seen))
         self.in_flight = InFlight(held)
         self._update(self.in_flight.num_slots)
+        self._only_replays = self._has_only_replays()
+
+    def _has_only_replays(self) -> bool:
+        """Returns whether every level is a replay from now on, and who plays what decides nothing."""
+        is_closed = self._baseline is None and self._open_space is None
+        return is_closed and not self._cap and not self._unseen.every
 
     def assign(self, holder: str, slots: Sequence[int]) -> tuple[list[int], list[bool]]:
         """Returns the level that each slot of a holder plays next, and whether it is a replay.
 
         What the slots played before is over first. There must be a level.
         """
-        self._update(self.in_flight.end(holder, slots))
+        ended = self.in_flight.end(holder, slots)
+        if self._only_replays and len(slots) == 1:  # the fast way for one
+            levels = [self._space.id_of(self._sampler.replay(self._rng))]
+            self.in_flight.begin(holder, slots, levels)
+            return levels, [True]
+        self._update(ended)
         if not self._cap:
             return self._assign(holder, slots)
         levels, is_replay = [], []
@@ -77,6 +89,16 @@ class Assigner:
             is_replay += some_replayed
         return levels, is_replay
 
+    def assign_arrays(self, holder: str, slots: Sequence[int]) -> tuple[Ints, Bools]:
+        """Does as `assign`, and returns the same as arrays."""
+        if not self._only_replays:
+            levels, is_replay = self.assign(holder, slots)
+            return np.array(levels, dtype=np.int64), np.array(is_replay)
+        ids = self._space.ids(self._sampler.replay_many(self._rng, len(slots)))
+        self.in_flight.end(holder, slots)
+        self.in_flight.begin(holder, slots, ids.tolist())
+        return ids, np.ones(len(ids), dtype=np.bool_)
+
     def release(self, holder: str) -> None:
         """Takes back every level that the holder's slots play: it is gone."""
         self._update(self.in_flight.release(holder))
@@ -85,6 +107,7 @@ class Assigner:
         """Says that levels, (m,) indices, which were unseen, are seen now."""
         if self._open_space is None:
             self._unseen.remove_all(indices)
+            self._only_replays = self._has_only_replays()
         if self._cap:
             self._update(self._space.ids(indices).tolist())
 

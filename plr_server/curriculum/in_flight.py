@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 
 
 class InFlight:
@@ -35,7 +36,7 @@ class InFlight:
             held.update(zip(slots, levels, strict=True))
             self.num_slots.update(levels)
 
-    def end(self, holder: str, slots: Iterable[int]) -> Iterable[int]:
+    def end(self, holder: str, slots: Sequence[int]) -> Iterable[int]:
         """Notes that what slots played is over; those that play nothing may be among them.
 
         Returns:
@@ -44,24 +45,27 @@ class InFlight:
         held = self._held.get(holder)
         if not held:
             return ()
-        return self._fewer([held.pop(slot) for slot in slots if slot in held])
+        if len(slots) == 1:  # the fast way for one
+            level = held.pop(slots[0], None)
+            if level is None:
+                return ()
+            left = self.num_slots.pop(level) - 1
+            if left:
+                self.num_slots[level] = left
+            return (level,)
+        ended = list(map(held.pop, slots, repeat(None)))
+        return self._fewer([level for level in ended if level is not None])
 
     def release(self, holder: str) -> Iterable[int]:
         """Notes that a holder is gone; returns as `end` does for all of its slots."""
         return self._fewer(list(self._held.pop(holder, {}).values()))
 
     def _fewer(self, ended: Sequence[int]) -> Iterable[int]:
-        num_slots = self.num_slots
-        if len(ended) == 1:  # the fast way for one
-            left = num_slots.pop(ended[0]) - 1
-            if left:
-                num_slots[ended[0]] = left
-            return ended
         ended_of = Counter(ended)
         for level, num in ended_of.items():
-            left = num_slots.pop(level) - num
+            left = self.num_slots.pop(level) - num
             if left:
-                num_slots[level] = left
+                self.num_slots[level] = left
         return ended_of
 
     def holds(self, holder: str) -> bool:

@@ -30,6 +30,7 @@ from plr_server.curriculum.spaces.open_space import OpenSpace, PayloadSpace
 from plr_server.curriculum.table import NOBODY, LevelTable
 
 STATE_FORMAT = 1
+_FIELDS = frozenset(FIELDS)
 
 
 class Curriculum:
@@ -97,6 +98,8 @@ class Curriculum:
         """
         levels, is_replay = self._assigner.assign(holder, self._slots(k, slots))
         self._counts["replays"] += is_replay.count(True)
+        if k == 1 and self._payloads is None:  # the fast way for one
+            return [Assignment(levels[0], is_replay[0], is_replay[0] or not self.config.robust)]
         trains = is_replay if self.config.robust else repeat(True)
         payloads = repeat(None) if self._payloads is None else self._payloads_of(self._payloads, levels, packed=packed)
         return list(map(Assignment._make, zip(levels, is_replay, trains, payloads)))  # noqa: B905  repeat has no end
@@ -105,14 +108,13 @@ class Curriculum:
         self, k: int, *, slots: ArrayLike | None = None, holder: str = "", packed: bool = False
     ) -> Assignments:
         """Does as `sample`, and returns the same levels as arrays: for thousands at once."""
-        levels, is_replay = self._assigner.assign(holder, self._slots(k, slots))
-        self._counts["replays"] += is_replay.count(True)
-        replayed = np.array(is_replay)
+        levels, is_replay = self._assigner.assign_arrays(holder, self._slots(k, slots))
+        self._counts["replays"] += int(np.count_nonzero(is_replay))
         return Assignments(
-            np.array(levels, dtype=np.int64),
-            replayed,
-            replayed.copy() if self.config.robust else np.ones(len(levels), dtype=np.bool_),
-            None if self._payloads is None else self._payloads_of(self._payloads, levels, packed=packed),
+            levels,
+            is_replay,
+            is_replay.copy() if self.config.robust else np.ones(len(levels), dtype=np.bool_),
+            None if self._payloads is None else self._payloads_of(self._payloads, levels.tolist(), packed=packed),
         )
 
     def _slots(self, k: int, slots: ArrayLike | None) -> Sequence[int]:
@@ -231,8 +233,9 @@ class Curriculum:
             StepsDropped: the block is full and cannot be scored, as where a score function raised; its steps, and what
                 was under way in its columns, are dropped.
         """
-        for name in fields.keys() - set(FIELDS):
-            raise InvalidInput(name, f"a field among {', '.join(FIELDS)}", "an unknown one")
+        if not fields.keys() <= _FIELDS:
+            unknown = next(name for name in fields if name not in _FIELDS)
+            raise InvalidInput(unknown, f"a field among {', '.join(FIELDS)}", "an unknown one")
         step = self._scorer.check(fields, step=True)
         self._space.indices(step.levels if step.valid is None else step.levels[step.valid])
         block = self._scorer.pool(step, source)

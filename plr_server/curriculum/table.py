@@ -137,7 +137,9 @@ class LevelTable:
         if not len(indices):
             return
         order = np.argsort(indices, kind="stable")  # groups a level's scores, in order
-        unique, begin, count = np.unique(indices[order], return_index=True, return_counts=True)
+        in_order = indices[order]
+        begin = np.flatnonzero(np.diff(in_order, prepend=-1))
+        unique, count = in_order[begin], np.diff(begin, append=len(order))
         place = np.arange(len(order)) - np.repeat(begin, count)  # 0 for a level's first score here
         seen = self._sampler.seen[unique]
         left = np.repeat(count, count) - 1 - place  # how many come after it

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from plr_client import InvalidInput
-from plr_server.curriculum.arrays import as_array
+from plr_server.curriculum.arrays import FEW, MAX_MAGNITUDE, as_array, finite
 from plr_server.curriculum.scoring.rollouts import MAX_COLUMNS, MAX_LOGITS, MAX_STEPS, check
 from plr_server.curriculum.scoring.strategies import strategy_named
 
@@ -109,3 +109,18 @@ def test_a_block_has_a_largest_size():
 def test_unsigned_numbers_beyond_int64_are_refused_in_any_byte_order(order):
     with pytest.raises(InvalidInput, match="levels: expected integers within int64, got 18446744073709551615"):
         as_array("levels", np.array([2**64 - 1], f"{order}u8"))
+
+
+@pytest.mark.parametrize("num", [1, 64, FEW, FEW + 1])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_what_is_not_finite_or_too_large_is_found_among_few_and_many(num, dtype):
+    largest = np.inf if dtype is np.longdouble else float(np.finfo(dtype).max)
+    with np.errstate(all="raise"):
+        for large in (65504.0, 1e15, 0.999e30):
+            numbers = np.full(num, large if large <= largest else 1.0, dtype)
+            assert finite("values", numbers).tolist() == numbers.astype(np.float64).tolist()
+    for wrong in (np.nan, np.inf, -np.inf, *((1.001e30, -1.001e30) if largest > MAX_MAGNITUDE else ())):
+        numbers = np.zeros(num, dtype)
+        numbers[-1] = wrong
+        with pytest.raises(InvalidInput, match=r"^values: expected finite numbers up to 1e\+30 in magnitude, got "):
+            finite("values", numbers)

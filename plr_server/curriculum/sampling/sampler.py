@@ -8,7 +8,7 @@ drifts and a restored sampler draws bit for bit what the original would have dra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import Any, TypeVar
 
@@ -203,56 +203,72 @@ class Sampler:
             self._count(picks)
             return list(picks)
         if num_replays > FEW:
-            return self._draw_many(rng, picks, candidates, num_replays)
+            drawn_of_many: list[int] = self._draw_many(rng, np.array(picks, dtype=np.int64), candidates).tolist()
+            return drawn_of_many
         drawn = []
         for pick in picks:
-            index = pick
             if pick == REPLAY:
-                by_staleness = rng.random() < self._staleness_coef
-                uniform = rng.random()
-                if by_staleness:
-                    index = candidates.by_staleness.draw(uniform, self.draws)
-                else:
-                    index = candidates.draw_by_score(uniform)
-            drawn.append(index)
-            self.draws += 1
-            if index != OUTSIDE:
-                self._set_last_drawn(index, self.draws)
+                drawn.append(self._draw_one(rng, candidates))
+            else:
+                self._count((pick,))
+                drawn.append(pick)
         return drawn
 
-    def _draw_many(
-        self, rng: np.random.Generator, picks: Sequence[int], candidates: _Candidates, num_replays: int
-    ) -> list[int]:
-        """Does as `draw`. Scores do not change in between, so that all draws by score are made at once."""
-        uniforms = rng.random(2 * num_replays)
+    def replay(self, rng: np.random.Generator) -> int:
+        """Does as `draw` for one REPLAY, which there must be a level for; returns its index."""
+        return self._draw_one(rng, self._drawable)
+
+    def replay_many(self, rng: np.random.Generator, k: int) -> Ints:
+        """Does as `replay` k times; returns (k,) the indices."""
+        return self._draw_many(rng, np.full(k, REPLAY, dtype=np.int64), self._drawable)
+
+    def _draw_one(self, rng: np.random.Generator, candidates: _Candidates) -> int:
+        by_staleness = rng.random() < self._staleness_coef
+        uniform = rng.random()
+        draws = self.draws
+        index = candidates.by_staleness.draw(uniform, draws) if by_staleness else candidates.draw_by_score(uniform)
+        self.draws += 1
+        self._set_last_drawn(((index, self.draws),))
+        return index
+
+    def _draw_many(self, rng: np.random.Generator, picks: Ints, candidates: _Candidates) -> Ints:
+        """Does as `draw`, in place. Scores do not change in between, so that all draws by score are made at once."""
+        replays = np.flatnonzero(picks == REPLAY)
+        uniforms = rng.random(2 * len(replays))
         by_staleness, uniforms = uniforms[::2] < self._staleness_coef, uniforms[1::2]
-        indices = np.array(picks, dtype=np.int64)
-        replays = np.flatnonzero(indices == REPLAY)
-        indices[replays[~by_staleness]] = candidates.draw_all_by_score(uniforms[~by_staleness])
-        drawn: list[int] = indices.tolist()
-        counted = 0
-        for place, uniform in zip(replays[by_staleness].tolist(), uniforms[by_staleness].tolist(), strict=True):
-            self._count(drawn[counted:place])
-            drawn[place] = candidates.by_staleness.draw(uniform, self.draws)
-            counted = place
-        self._count(drawn[counted:])
-        return drawn
+        picks[replays[~by_staleness]] = candidates.draw_all_by_score(uniforms[~by_staleness])
+        counts = picks == REPLAY
+        counts[:-1] |= picks[1:] != picks[:-1]  # of one level several times in a row, the last
+        counts[-1] = True
+        to_count = np.flatnonzero(counts & (picks != OUTSIDE))
+        uniform = iter(uniforms[by_staleness].tolist())
+        for place, pick in zip(to_count.tolist(), picks[to_count].tolist(), strict=True):
+            index = pick
+            if pick == REPLAY:
+                index = picks[place] = candidates.by_staleness.draw(next(uniform), self.draws + place)
+            self._set_last_drawn(((index, self.draws + place + 1),))
+        self.draws += len(picks)
+        return picks
 
     def _count(self, drawn: Sequence[int]) -> None:
         """Counts levels as drawn one after the other."""
         last = dict(zip(drawn, count(self.draws + 1)))
         self.draws += len(drawn)
-        for index, at in last.items():
-            if index != OUTSIDE:
-                self._set_last_drawn(index, at)
+        last.pop(OUTSIDE, None)
+        self._set_last_drawn(last.items())
 
-    def _set_last_drawn(self, index: int, at: int) -> None:
-        self._all.by_staleness.drawn(index, at)
+    def _set_last_drawn(self, last: Collection[tuple[int, int]]) -> None:
+        """Sets the C_i of levels, each once, to what stands beside them."""
+        self._all.by_staleness.drawn(last)
         if self._drawable is not self._all:
-            self._drawable.by_staleness.drawn(index, at)
-        self._last_drawn_view[index] = at
-        if self._evictions is not None and self.seen[index]:
-            self._evictions.touch(self._keys(self._scores[index : index + 1]).item(), index)
+            self._drawable.by_staleness.drawn(last)
+        last_drawn = self._last_drawn_view
+        for index, at in last:
+            last_drawn[index] = at
+        if self._evictions is not None:
+            for index, _ in last:
+                if self.seen[index]:
+                    self._evictions.touch(self._keys(self._scores[index : index + 1]).item(), index)
 
     def weights(self) -> Floats:
         """Returns (N,) P_replay, drawable or not: 0 where unseen, 0 everywhere while nothing is seen."""
@@ -331,12 +347,14 @@ class _Candidates:
 
     def p_score(self) -> Transform | None:
         """Returns P_S; None where it is uniform."""
-        return None if self.by_score is None or self.by_score.is_flat() else self.by_score
+        return None if self.by_score is None or self.by_score.is_flat else self.by_score
 
     def draw_by_score(self, uniform: float) -> int:
         """Returns the level that a uniform number, 0 <= uniform < 1, falls on under P_S."""
-        by_score = self.p_score()
-        return self.by_staleness.draw_uniform(uniform) if by_score is None else by_score.draw(uniform)
+        by_score = self.by_score
+        if by_score is None or by_score.is_flat:
+            return self.by_staleness.draw_uniform(uniform)
+        return by_score.draw(uniform)
 
     def draw_all_by_score(self, uniforms: Floats) -> Ints:
         """Returns (m,) the levels that (m,) such numbers fall on."""

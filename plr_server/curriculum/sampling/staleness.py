@@ -5,7 +5,7 @@ Used by the sampler, which counts the draws and keeps what is told here. Pure: n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,18 +89,25 @@ class Staleness:
             node >>= FAN_OUT_BITS
             counts[node] += sign
         if self._has_sums:
-            self._add_to_sums(index, sign * self._last_drawn[index])
+            last_drawn = sign * self._last_drawn[index]
+            self._sum += last_drawn
+            for sums in self._sums_bottom_up:
+                index >>= FAN_OUT_BITS
+                sums[index] += last_drawn
 
-    def drawn(self, index: int, at: int) -> None:
-        """Notes that the C_i of a level, in the set or not, grows to `at`, before it does."""
-        if self._has_sums and self._inside[index]:
-            self._add_to_sums(index, at - self._last_drawn[index])
-
-    def _add_to_sums(self, index: int, by: int) -> None:
-        self._sum += by
-        for sums in self._sums_bottom_up:
-            index >>= FAN_OUT_BITS
-            sums[index] += by
+    def drawn(self, last: Iterable[tuple[int, int]]) -> None:
+        """Notes that the C_i of levels, in the set or not, grow to what stands beside them; each once, and before."""
+        if not self._has_sums:
+            return
+        inside, last_drawn, sums_bottom_up = self._inside, self._last_drawn, self._sums_bottom_up
+        for index, at in last:
+            if inside[index]:
+                by = at - last_drawn[index]
+                self._sum += by
+                node = index
+                for sums in sums_bottom_up:
+                    node >>= FAN_OUT_BITS
+                    sums[node] += by
 
     def draw_uniform(self, uniform: float) -> int:
         """Returns the level that a uniform number, 0 <= uniform < 1, falls on where all are alike."""

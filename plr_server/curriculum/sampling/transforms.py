@@ -43,8 +43,9 @@ class Transform(Protocol):
     def of(self, ranks: Ints, values: Floats) -> Floats:
         """Returns P_S of m levels of the set, given their ranks by value (0 is the first) and their values."""
 
+    @property
     def is_flat(self) -> bool:
-        """Tells whether every weight is 0, so that P_S is uniform and `draw` and `weights` do not apply."""
+        """Whether every weight is 0, so that P_S is uniform and `draw` and `weights` do not apply."""
 
     def draw(self, uniform: float) -> int:
         """Returns the level that a uniform number, 0 <= uniform < 1, falls on."""
@@ -85,6 +86,8 @@ def _match(scores: Floats) -> Floats:
 class _ByRank:
     """P_S of the transforms that look at the order of a value only."""
 
+    is_flat = False
+
     def __init__(self, num_levels: int, value: Callable[[Floats], Floats], ranks: _PowerOfRank | _TopRank) -> None:
         self._num_levels, self.value, self._ranks = num_levels, value, ranks
         self._order = KeyOrder()
@@ -94,9 +97,6 @@ class _ByRank:
 
     def of(self, ranks: Ints, values: Floats) -> Floats:  # noqa: ARG002
         return self._ranks.of(ranks, self._order.size)
-
-    def is_flat(self) -> bool:
-        return False
 
     def draw(self, uniform: float) -> int:
         return self._order.select(self._ranks.draw(uniform, self._order.size))
@@ -216,6 +216,7 @@ class _ByWeight:
                 self._values[layer + 1].reshape(-1)[nodes] = top
                 self._masses[layer].reshape(-1)[nodes] = up_to[:, -1]
 
+    @property
     def is_flat(self) -> bool:
         return not self._sums[-1][0, -1]
 

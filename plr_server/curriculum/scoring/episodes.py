@@ -161,13 +161,10 @@ def _discounted(terms: Floats, steps: Ints, last: Ints, decay: float) -> Floats:
     wide = int(lengths[NARROW - 1]) if len(lengths) >= NARROW else 0  # up to here at least NARROW are that long
     widths = len(lengths) - np.searchsorted(lengths[::-1], np.arange(wide), "right")  # of those longer than k
     begin = np.cumsum(widths) - widths
-    rank = np.empty(len(lengths), dtype=np.int64)
-    rank[longest_first] = np.arange(len(lengths))
-    from_end = np.repeat(last, steps) - np.arange(len(terms))
-    rows = np.flatnonzero(from_end < wide) if wide < lengths[0] else slice(None)
-    place = begin[from_end[rows]] + np.repeat(rank, steps)[rows]
-    side_by_side = np.empty(int(widths.sum()))
-    side_by_side[place] = terms[rows]
+    from_end = np.repeat(np.arange(wide), widths)
+    ends = last[longest_first]
+    rows = ends[np.arange(len(from_end)) - np.repeat(begin, widths)] - from_end
+    side_by_side = terms[rows]
     before = side_by_side[:0]
     for at, width in zip(begin.tolist(), widths.tolist(), strict=True):
         now = side_by_side[at : at + width]
@@ -175,8 +172,8 @@ def _discounted(terms: Floats, steps: Ints, last: Ints, decay: float) -> Floats:
             now += decay * before[:width]
         before = now
     sums = np.empty_like(terms)
-    sums[rows] = side_by_side[place]
-    for length, end in zip(lengths.tolist(), last[longest_first].tolist(), strict=True):
+    sums[rows] = side_by_side
+    for length, end in zip(lengths.tolist(), ends.tolist(), strict=True):
         if length <= wide:
             break
         stop = end + 1 - wide  # the steps before it are left

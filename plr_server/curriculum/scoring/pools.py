@@ -5,7 +5,6 @@ Used by the scorer. Looking is pure; only `append` changes anything.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,6 @@ from plr_server.curriculum.arrays import Floats, Ints
 from plr_server.curriculum.scoring.rollouts import UNSAID, Rollout
 
 _IN_ALL_OR_NONE = ("next_values", "values", "rewards", "logits")
-_FIELDS = tuple(field.name for field in dataclasses.fields(Rollout))
 
 
 class StepPool:
@@ -42,7 +40,7 @@ class StepPool:
         if not self.steps:
             return
         first = self.steps[0]
-        if not np.array_equal(first.columns, step.columns):
+        if _bytes(step.columns) != _bytes(first.columns):
             expected = (
                 f"the columns of the block's first step, {first.columns.tolist()!s:.80} (mask absent ones with valid)"
             )
@@ -51,7 +49,7 @@ class StepPool:
             if (getattr(step, name) is None) != (getattr(first, name) is None):
                 got = "none" if getattr(step, name) is None else "some, unlike the block's first step"
                 raise InvalidInput(name, "in every step of a block or in none", got)
-        if _listed(step.groups) != _listed(first.groups):
+        if _bytes(step.groups) != _bytes(first.groups):
             expected = f"the groups of the block's first step, {_listed(first.groups)!s:.80}"
             raise InvalidInput("groups", expected, f"{_listed(step.groups)!s:.80}")
         if step.logits is not None and _num_actions(step.logits) != _num_actions(first.logits):
@@ -60,7 +58,7 @@ class StepPool:
         torn = self._going_on & (step.levels[:, 0] != self._level)
         if step.valid is not None:
             torn &= step.valid[:, 0]
-        if torn.any():
+        if np.count_nonzero(torn):  # faster than any
             n = int(torn.argmax())
             expected = (
                 f"level {self._level[n]} until a done in column {step.columns[n]} (an episode cut off without one: end "
@@ -81,7 +79,7 @@ class StepPool:
     def state(self) -> dict[str, Any]:
         """Returns the steps as one block, arrays by name (None where a field is absent), and which columns go on."""
         block = joined(self.steps)
-        fields = {name: getattr(block, name) for name in _FIELDS}
+        fields = {name: getattr(block, name) for name in Rollout._fields}
         return {"block": fields, "going_on": self._going_on, "level": self._level}
 
     @classmethod
@@ -98,7 +96,7 @@ def joined(steps: list[Rollout]) -> Rollout:
     """Joins steps of the same columns, in time order, into one block; the last one's `next_values` count."""
     last = steps[-1]
     fields: dict[str, Any] = {"columns": last.columns, "next_values": last.next_values, "groups": last.groups}
-    for name in _FIELDS:
+    for name in Rollout._fields:
         parts: list[NDArray[Any] | None] = [getattr(step, name) for step in steps]
         like = next((part for part in parts if part is not None), None)
         if like is None or name in fields:
@@ -114,7 +112,7 @@ def _step(block: Rollout, t: int) -> Rollout:
     per_column = ("columns", "next_values", "groups")
     fields = {
         name: array if array is None or name in per_column else array[:, t : t + 1]
-        for name in _FIELDS
+        for name in Rollout._fields
         if (array := getattr(block, name)) is not None
     }
     return Rollout(**fields)
@@ -122,6 +120,11 @@ def _step(block: Rollout, t: int) -> Rollout:
 
 def _num_actions(logits: Floats | None) -> int:
     return 0 if logits is None else logits.shape[2]
+
+
+def _bytes(ints: Ints | None) -> bytes | None:
+    """Returns what two arrays have in common if they are equal: by far the fastest to compare."""
+    return None if ints is None else ints.tobytes()
 
 
 def _listed(groups: Ints | None) -> list[int] | None:

@@ -6,9 +6,8 @@ Pure: no state.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,8 +38,7 @@ FIELDS = (
 Turn = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rollout:
+class Rollout(NamedTuple):
     """One checked rollout block: N env columns of T steps, column-major, so that an episode's steps lie side by side.
 
     Fields that the strategy does not read are None.
@@ -110,7 +108,7 @@ def check(
     turn = _of_step if step else _of_block
     dones = _bools("dones", fields["dones"], shape, turn)
     valid = None if fields.get("valid") is None else _bools("valid", fields["valid"], shape, turn)
-    if valid is not None and valid.all():
+    if valid is not None and np.count_nonzero(valid) == valid.size:
         valid = None
     read = (*needs, *takes)
     kept = {name: array for name, array in _floats(fields, shape, turn, valid).items() if name in read}

@@ -41,13 +41,15 @@ class LevelSpace:
 class RangeSpace(LevelSpace):
     """The levels of a Python range, without an object or a byte per level; its ends may be 2**64 apart.
 
-    Distances between ids are computed in uint64: they may be beyond int64, and there differences wrap to what they are.
+    Distances from the first id are computed in uint64: they may be beyond int64, and there differences wrap to what
+    they are. Those of ids on the other side of it wrap to more than that of the last one.
     """
 
     def __init__(self, levels: range) -> None:
         self._levels = levels
         self._first = np.array(levels[0]).astype(np.uint64)
         self._step = np.array(abs(levels.step) if len(levels) > 1 else 1, dtype=np.uint64)
+        self._last_distance = np.array(abs(levels[-1] - levels[0]), dtype=np.uint64)
 
     def __len__(self) -> int:
         return len(self._levels)
@@ -63,13 +65,15 @@ class RangeSpace(LevelSpace):
         return (self._first + distance if self._levels.step > 0 else self._first - distance).astype(np.int64)
 
     def indices(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        low, high = sorted((self._levels[0], self._levels[-1]))
-        unsigned = ids.astype(np.uint64)
+        unsigned = ids.view(np.uint64)
         distance = unsigned - self._first if self._levels.step > 0 else self._first - unsigned
-        outside = (ids < low) | (ids > high) | (distance % self._step != 0)
-        _refuse(ids, outside, f"one of the {len(self)} levels of {self._levels}")
-        indices: NDArray[np.int64] = (distance // self._step).astype(np.int64)
-        return indices
+        outside = distance > self._last_distance
+        if abs(self._levels.step) != 1:
+            outside |= distance % self._step != 0
+            distance //= self._step
+        if np.count_nonzero(outside):  # faster than any
+            raise _outside(ids[outside], f"one of the {len(self)} levels of {self._levels}")
+        return distance.view(np.int64)
 
 
 class ListSpace(LevelSpace):
@@ -94,7 +98,9 @@ class ListSpace(LevelSpace):
 
     def indices(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         position = np.minimum(np.searchsorted(self._sorted, ids), len(self) - 1)
-        _refuse(ids, self._sorted[position] != ids, f"one of the {len(self)} levels of the list")
+        outside = self._sorted[position] != ids
+        if np.count_nonzero(outside):
+            raise _outside(ids[outside], f"one of the {len(self)} levels of the list")
         indices: NDArray[np.int64] = self._order[position]
         return indices
 
@@ -104,6 +110,5 @@ def level_space(levels: range | tuple[int, ...]) -> LevelSpace:
     return RangeSpace(levels) if isinstance(levels, range) else ListSpace(levels)
 
 
-def _refuse(ids: NDArray[np.int64], outside: NDArray[np.bool_], expected: str) -> None:
-    if outside.any():
-        raise LevelOutsideSpace("levels", expected, f"level {ids[outside][0]}")
+def _outside(ids: NDArray[np.int64], expected: str) -> LevelOutsideSpace:
+    return LevelOutsideSpace("levels", expected, f"level {ids[0]}")
