@@ -298,7 +298,7 @@ class Connection:
         sequence = self._sequence + 1
         request = Request(self.session, self._num_opened, sequence, self.curriculum, op, args, arrays)
         frames = encode_request(request)
-        if len(frames) > 1:
+        if len(frames) > 1:  # what is in the header is small
             self._check_sizes(arrays, frames)
         self._sequence = sequence  # taken only by what can be sent
         pending = Pending(request, frames)

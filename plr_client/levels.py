@@ -208,6 +208,7 @@ class _Ahead:
         self._session = self._connection.session
         self._ready: deque[tuple[int, Assignment]] = deque()
         self._pending: tuple[Pending, list[int]] | None = None  # a request for more, and its tickets
+        self._taken: deque[tuple[int, int]] = deque()  # env slot, ticket: since the last request, not yet noted below
         self._playing: dict[int, int] = {}  # env slot -> ticket
         self._over: list[int] = []  # tickets to be used again
         self._begun: list[int] = []  # tickets whose level's turn has come since the last request
@@ -217,35 +218,43 @@ class _Ahead:
         with self._connection.exclusive():
             if self._session is not self._connection.session:  # closed, or forked: what waited is not this session's
                 self._start()
-            ready, playing = self._ready, self._playing
+            ready, taken = self._ready, self._taken
             if 0 < len(ready) == self._few and self._pending is not None:
                 self._fetch(wait=False)
-            for slot in slots:
-                if slot in playing:
-                    self._over.append(playing.pop(slot))
             assignments: list[Assignment] = []
             for slot in slots:
                 if not ready:
-                    self._make_ready(len(slots) - len(assignments))
+                    self._make_ready(slots[len(assignments) :])
                 ticket, assignment = ready.popleft()
-                playing[slot] = ticket
-                self._begun.append(ticket)
+                taken.append((slot, ticket))
                 assignments.append(assignment)
             if len(ready) <= self._half and self._pending is None:
                 self._ask(self._depth - len(ready), ahead=True)
             return assignments
 
-    def _make_ready(self, num: int) -> None:
-        """Makes the levels ready that were asked for ahead; where there are none, so many that are asked for now."""
+    def _make_ready(self, slots: Sequence[int]) -> None:
+        """Makes the levels ready that were asked for ahead; where there are none, asks now for those of some slots."""
         if self._pending is not None:
             # What was refused then may be granted now, such as levels that have been inserted since.
             with contextlib.suppress(NoLevels):
                 self._fetch(wait=True)
         if not self._ready:
-            self._ask(num, ahead=False)
+            self._note_taken()
+            self._over += [self._playing.pop(slot) for slot in slots if slot in self._playing]
+            self._ask(len(slots), ahead=False)
             self._fetch(wait=True)
 
+    def _note_taken(self) -> None:
+        """Notes what was played since the last request: put off until now, so that most calls touch little memory."""
+        while self._taken:
+            slot, ticket = self._taken.popleft()
+            if slot in self._playing:
+                self._over.append(self._playing[slot])
+            self._playing[slot] = ticket
+            self._begun.append(ticket)
+
     def _ask(self, num: int, *, ahead: bool) -> None:
+        self._note_taken()
         again = self._over[:num]
         tickets = again + list(range(self._num_tickets, self._num_tickets + num - len(again)))
         args, arrays = _ints({"slots": tickets, "begun": self._begun})
