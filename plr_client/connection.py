@@ -56,6 +56,7 @@ class _Process:
 
     def start_afresh(self) -> None:
         """For a forked child too, where a thread that is not here may hold the parent's lock."""
+        self.pid = os.getpid()  # known without asking the system at each request
         _inherited.append(self._context)
         self._context = None
         self._lock = threading.Lock()
@@ -151,7 +152,7 @@ class Connection:
         self.__init__(**state)  # type: ignore[misc]
 
     def _start_session(self) -> None:
-        self._pid = os.getpid()
+        self._pid = _process.pid
         self._lock = threading.Lock()
         self.session = uuid.uuid4().hex
         self.epoch: int | None = None
@@ -186,7 +187,7 @@ class Connection:
 
     def exclusive(self) -> AbstractContextManager[Any]:
         """Returns a context in which other threads wait: what is done in it meets one session, with nothing between."""
-        if self._pid != os.getpid():
+        if self._pid != _process.pid:
             if self._finalizer is not None and (detached := self._finalizer.detach()):
                 _inherited.append(detached[2])
             self._start_session()
@@ -204,6 +205,15 @@ class Connection:
             self._greet()
         return self._send_numbered(op, args or _NONE, arrays or _NONE)
 
+    def arrived(self, pending: Pending) -> Reply | None:
+        """Returns the reply to a request if it has come, and None if `reply` would have to wait for it.
+
+        Raises:
+            PlrError: of the class the server raised.
+        """
+        reply = self._receive(pending.request.sequence, 0.0)
+        return None if reply is None else self._granted(pending, reply)
+
     def reply(self, pending: Pending) -> Reply:
         """Waits for the reply, and sends the request again where none comes.
 
@@ -213,19 +223,14 @@ class Connection:
         started = now = time.monotonic()
         try:
             while (left_s := self.timeout_s - (now - started)) > 0:
-                unanswered_s = now - pending.sent_s
-                patience_s = FIRST_ATTEMPT_S * 2.0 ** (pending.attempts - 1)
-                reply = self._receive(pending.request.sequence, min(left_s, max(0.0, patience_s - unanswered_s)))
-                if reply is None:
-                    if left_s > patience_s - unanswered_s:
-                        self._hang_up()
-                        self._transmit(pending)
-                elif reply.error is None:
-                    return reply
-                elif isinstance(reply.error, SessionExpired):
-                    self._renew(pending, reply)
-                else:
-                    raise reply.error  # noqa: TRY301
+                patience_s = FIRST_ATTEMPT_S * 2.0 ** (pending.attempts - 1) - (now - pending.sent_s)
+                reply = self._receive(pending.request.sequence, max(0.0, min(left_s, patience_s)))
+                if reply is not None:
+                    if (granted := self._granted(pending, reply)) is not None:
+                        return granted
+                elif left_s > patience_s:
+                    self._hang_up()
+                    self._transmit(pending)
                 now = time.monotonic()
         except BaseException:
             if len(pending.frames) > 1:  # interrupted, perhaps: the arrays may be the caller's own memory
@@ -241,7 +246,7 @@ class Connection:
 
     def close(self) -> None:
         """Says goodbye, so that the server takes back the levels in flight, and hangs up; again it does nothing."""
-        if self._pid != os.getpid():
+        if self._pid != _process.pid:
             return
         with self._lock:
             if self._socket is None and not self._greeted:
@@ -259,6 +264,15 @@ class Connection:
         self._max_frame_bytes = int(hello.result["max_frame_bytes"])
         self.epoch = hello.epoch
         self._greeted = True
+
+    def _granted(self, pending: Pending, reply: Reply) -> Reply | None:
+        """Returns the reply, raises the error that it is, or sends the request again in a session begun anew."""
+        if reply.error is None:
+            return reply
+        if not isinstance(reply.error, SessionExpired):
+            raise reply.error
+        self._renew(pending, reply)
+        return None
 
     def _renew(self, pending: Pending, refusal: Reply) -> None:
         """Begins the session anew where the server does not know it, and sends the refused request again.
@@ -284,16 +298,20 @@ class Connection:
         sequence = self._sequence + 1
         request = Request(self.session, self._num_opened, sequence, self.curriculum, op, args, arrays)
         frames = encode_request(request)
+        if len(frames) > 1:  # what is in the header is small
+            self._check_sizes(arrays, frames)
+        self._sequence = sequence  # taken only by what can be sent
+        pending = Pending(request, frames)
+        self._transmit(pending)
+        return pending
+
+    def _check_sizes(self, arrays: Mapping[str, NDArray[Any]], frames: Frames) -> None:
         for name, array in arrays.items():
             if array.nbytes > self._max_frame_bytes:
                 raise MessageTooLarge(name, self._max_frame_bytes, array.nbytes)
         limit = self._max_frame_bytes * MAX_REQUEST_FRAMES
         if len(frames) > MAX_REQUEST_FRAMES and (num_bytes := sum(map(len, frames))) > limit:
             raise MessageTooLarge("all arrays", limit, num_bytes)
-        self._sequence = sequence  # taken only by what can be sent
-        pending = Pending(request, frames)
-        self._transmit(pending)
-        return pending
 
     def _transmit(self, pending: Pending) -> None:
         socket = self._socket or self._open()
@@ -305,18 +323,15 @@ class Connection:
         self._put(socket, pending.frames)
 
     def _receive(self, number: int, within_s: float) -> Reply | None:
-        """Returns the reply to a request, or None when `within_s` have passed without one."""
+        """Returns the reply to a request, or None when `within_s` have passed without one; at 0 it does not wait."""
         socket = self._socket or self._open()
-        deadline: float | None = None
+        deadline = time.monotonic() + within_s
         while True:
-            patience_ms = max(0, int(within_s * 1000) + 1)
-            if patience_ms != self._patience_ms:
+            if within_s > 0.0 and (patience_ms := int(within_s * 1000) + 1) != self._patience_ms:
                 socket.setsockopt(zmq.RCVTIMEO, patience_ms)
                 self._patience_ms = patience_ms
-            if deadline is None:
-                deadline = time.monotonic() + within_s
             try:
-                frame = socket.recv(copy=False)
+                frame = socket.recv(0 if within_s > 0.0 else _NOW, copy=False)
             except zmq.Again:
                 return None
             frames: list[Any] = [frame.bytes]
@@ -329,8 +344,7 @@ class Connection:
             elif reply.id == number or reply.id is None:  # None: the server could not even read the number
                 self._closing_seen = False
                 return reply
-            within_s = deadline - time.monotonic()
-            if within_s <= 0:
+            if within_s > 0.0 and (within_s := deadline - time.monotonic()) <= 0.0:
                 return None
 
     @staticmethod
@@ -358,7 +372,7 @@ class Connection:
         self._socket = socket
         self._patience_ms = -1
         self._num_opened += 1
-        self._finalizer = weakref.finalize(self, _close, socket, os.getpid())
+        self._finalizer = weakref.finalize(self, _close, socket, self._pid)
         return socket
 
     def _hang_up(self) -> None:
@@ -368,7 +382,7 @@ class Connection:
 
 
 def _close(socket: zmq.Socket[bytes], pid: int) -> None:
-    if pid == os.getpid():
+    if pid == _process.pid:
         socket.close()
     else:
         _inherited.append(socket)

@@ -187,6 +187,9 @@ class _Ahead:
     At the server each level is held by a slot; here slots are numbered as they are needed (tickets), so that an env
     slot may play one level while others wait for it. A ticket is used again once its level is over.
 
+    When half of the levels are gone, one call asks for more. A later one, when a quarter is left, takes the reply if it
+    has come; so no call does both, and none waits before the last level is gone.
+
     Args:
         connection: the client's.
         depth: how many levels to have ready, 1 or more.
@@ -195,6 +198,7 @@ class _Ahead:
     def __init__(self, connection: Connection, depth: int) -> None:
         self._connection = connection
         self._depth = depth
+        self._half, self._few = depth // 2, depth // 4  # levels ready
         self._start()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -204,6 +208,7 @@ class _Ahead:
         self._session = self._connection.session
         self._ready: deque[tuple[int, Assignment]] = deque()
         self._pending: tuple[Pending, list[int]] | None = None  # a request for more, and its tickets
+        self._taken: deque[tuple[int, int]] = deque()  # env slot, ticket: since the last request, not yet noted below
         self._playing: dict[int, int] = {}  # env slot -> ticket
         self._over: list[int] = []  # tickets to be used again
         self._begun: list[int] = []  # tickets whose level's turn has come since the last request
@@ -211,35 +216,45 @@ class _Ahead:
 
     def next(self, slots: Sequence[int]) -> list[Assignment]:
         with self._connection.exclusive():
-            if self._session != self._connection.session:  # closed, or forked: what waited is not this session's
+            if self._session is not self._connection.session:  # closed, or forked: what waited is not this session's
                 self._start()
-            ready, playing = self._ready, self._playing
-            for slot in slots:
-                if slot in playing:
-                    self._over.append(playing.pop(slot))
+            ready, taken = self._ready, self._taken
+            if 0 < len(ready) == self._few and self._pending is not None:
+                self._fetch(wait=False)
             assignments: list[Assignment] = []
             for slot in slots:
                 if not ready:
-                    self._make_ready(len(slots) - len(assignments))
+                    self._make_ready(slots[len(assignments) :])
                 ticket, assignment = ready.popleft()
-                playing[slot] = ticket
-                self._begun.append(ticket)
+                taken.append((slot, ticket))
                 assignments.append(assignment)
-            if self._pending is None and 2 * (wanted := self._depth - len(ready)) >= self._depth:
-                self._ask(wanted, ahead=True)
+            if len(ready) <= self._half and self._pending is None:
+                self._ask(self._depth - len(ready), ahead=True)
             return assignments
 
-    def _make_ready(self, num: int) -> None:
-        """Makes the levels ready that were asked for ahead; where there are none, so many that are asked for now."""
+    def _make_ready(self, slots: Sequence[int]) -> None:
+        """Makes the levels ready that were asked for ahead; where there are none, asks now for those of some slots."""
         if self._pending is not None:
             # What was refused then may be granted now, such as levels that have been inserted since.
             with contextlib.suppress(NoLevels):
-                self._fetch()
+                self._fetch(wait=True)
         if not self._ready:
-            self._ask(num, ahead=False)
-            self._fetch()
+            self._note_taken()
+            self._over += [self._playing.pop(slot) for slot in slots if slot in self._playing]
+            self._ask(len(slots), ahead=False)
+            self._fetch(wait=True)
+
+    def _note_taken(self) -> None:
+        """Notes what was played since the last request: put off until now, so that most calls touch little memory."""
+        while self._taken:
+            slot, ticket = self._taken.popleft()
+            if slot in self._playing:
+                self._over.append(self._playing[slot])
+            self._playing[slot] = ticket
+            self._begun.append(ticket)
 
     def _ask(self, num: int, *, ahead: bool) -> None:
+        self._note_taken()
         again = self._over[:num]
         tickets = again + list(range(self._num_tickets, self._num_tickets + num - len(again)))
         args, arrays = _ints({"slots": tickets, "begun": self._begun})
@@ -250,12 +265,16 @@ class _Ahead:
         self._num_tickets += num - len(again)
         self._begun = []
 
-    def _fetch(self) -> None:
-        """Makes the levels that were asked for ready; waits for them where it has to."""
+    def _fetch(self, *, wait: bool) -> None:
+        """Makes the levels that were asked for ready; where they have not come it waits for them, or leaves them be."""
         assert self._pending is not None  # noqa: S101  narrows the type
         (pending, tickets), self._pending = self._pending, None
         try:
-            self._ready += zip(tickets, _assignments(self._connection.reply(pending)), strict=True)
+            reply = self._connection.reply(pending) if wait else self._connection.arrived(pending)
+            if reply is None:
+                self._pending = pending, tickets
+            else:
+                self._ready += zip(tickets, _assignments(reply), strict=True)
         except BaseException:
             self._over += tickets
             raise
@@ -288,11 +307,11 @@ def _ints(named: dict[str, list[int]]) -> tuple[dict[str, Any], dict[str, NDArra
 
 
 def _assignments(reply: Reply) -> list[Assignment]:
+    result = reply.result
+    if not reply.arrays:  # few levels, and none that are more than a number
+        return list(map(Assignment, result["levels"], result["is_replay"], result["train"]))
     names = ("levels", "is_replay", "train")
-    if "levels" in reply.arrays:
-        columns = [reply.arrays[name].tolist() for name in names]
-    else:
-        columns = [reply.result[name] for name in names]
+    columns = [reply.arrays[name].tolist() if "levels" in reply.arrays else result[name] for name in names]
     if (payloads := _payloads(reply)) is not None:
         columns.append(payloads)
     return list(map(Assignment, *columns))

@@ -1,7 +1,7 @@
 """Workers that ask a bare pyzmq ROUTER where ours ask the server: the floor of waits and rates. Not run by hand.
 
 Without levels held ready each reset is a round trip. With them one request goes out for every half of them, and the
-reply is taken when the next one is due, as `LevelClient(prefetch=...)` does.
+reply is taken by a later reset, half the way to the next request, as `LevelClient(prefetch=...)` does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Asks(gym.Wrapper):
 
     def __init__(self, address: str, ready: int) -> None:
         super().__init__(Trivial())
-        self._address, self._every = address, max(1, ready // 2)
+        self._address, self._every = address, max(2, ready // 2)
         self._waits_for = not ready
         self._resets = 0
         self._pid = 0
@@ -33,14 +33,13 @@ class Asks(gym.Wrapper):
             self._pid = os.getpid()
             self._socket = zmq.Context().socket(zmq.DEALER)
             self._socket.connect(self._address)
-            if not self._waits_for:
-                self._socket.send_multipart([ASKED])
         if self._waits_for:
             self._socket.send_multipart([ASKED])
             self._socket.recv_multipart()
         elif self._resets % self._every == 0:
-            self._socket.recv_multipart()
             self._socket.send_multipart([ASKED])
+        elif self._resets % self._every == self._every // 2:
+            self._socket.recv_multipart()
         self._resets += 1
         return self.env.reset(**kwargs)
 

@@ -226,6 +226,18 @@ def test_what_is_ready_needs_no_server():
         assert levels(client.next()) == [9]
 
 
+def test_a_reply_that_has_come_is_taken_before_the_last_level_is_gone():
+    with launch(SEQUENTIAL) as server, LevelClient(server.address, prefetch=8) as client, Trainer(server.address) as t:
+        client.next()
+        drawn(t, 9)
+        played = []
+        for number in (13, 17, 21, 25):  # so that half of them are there whenever more are asked for
+            assert client._connection._socket.poll(1000 * faults.DEADLINE_S)
+            played += [levels(client.next())[0] for _ in range(4)]
+            drawn(t, number)
+        assert played == list(range(1, 17))
+
+
 def test_the_cost_in_freshness_is_counted():
     with launch(Config(levels=range(50), strategy="external")) as server, Trainer(server.address) as trainer:
         client = LevelClient(server.address, prefetch=2)

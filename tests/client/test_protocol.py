@@ -97,8 +97,16 @@ def test_a_notice_comes_back():
 
 @pytest.mark.parametrize(
     "array",
-    [np.arange(6.0).reshape(2, 3).T, np.arange(10)[::3], np.arange(4, dtype=">i4"), np.array(2.5), np.zeros((0, 3))],
-    ids=["transposed", "strided", "big-endian", "0-d", "empty"],
+    [
+        np.arange(6.0).reshape(2, 3).T,
+        np.arange(10)[::3],
+        np.arange(4, dtype=">i4"),
+        np.array(2.5),
+        np.zeros((0, 3)),
+        np.arange(6000.0).reshape(2, 3000).T,
+        np.arange(3000, dtype=">i4"),
+    ],
+    ids=["transposed", "strided", "big-endian", "0-d", "empty", "large and transposed", "large and big-endian"],
 )
 def test_any_layout_arrives_little_endian_and_contiguous(array):
     arrived = decode_request(through_the_wire(encode_request(push(x=array)))).arrays["x"]
@@ -117,6 +125,19 @@ def test_a_large_array_goes_as_one_raw_frame_without_a_copy_and_a_small_one_in_t
         ["large", "<f8", [4, MAX_INLINE_BYTES]],
         ["small", "<i8", [MAX_INLINE_BYTES // 8], small.tobytes()],
     ]
+
+
+@pytest.mark.parametrize("in_a_frame", [False, True])
+def test_bytes_above_1_are_no_bools(in_a_frame):
+    array = np.zeros(4096 if in_a_frame else 64, np.uint8)
+    array[-1] = 1
+    frames = encode_request(push(x=array.view(bool)))
+    assert len(frames) == 1 + in_a_frame
+    assert decode_request(frames).arrays["x"].sum() == 1
+    array[-1] = 2
+    with pytest.raises(ProtocolError) as raised:
+        decode_request(encode_request(push(x=array.view(bool))))
+    assert str(raised.value) == "x: expected bools of one byte, 0 or 1, got others"
 
 
 def test_a_frame_is_read_without_a_copy():
