@@ -24,6 +24,7 @@ from plr_client.protocol import (
     MAX_LEVELS_IN_HEADER,
     MAX_PAYLOADS,
     Reply,
+    shown,
     split_payloads,
     unpack_payload,
 )
@@ -178,7 +179,7 @@ def check_k(k: Any) -> None:
     """Raises InvalidInput unless so many levels can be asked for at once."""
     no_integer = type(k) is not int and (isinstance(k, bool) or not isinstance(k, int | np.integer))
     if no_integer or not 1 <= k <= MAX_LEVELS_AT_ONCE:
-        raise InvalidInput("k", f"an integer from 1 to {MAX_LEVELS_AT_ONCE}", repr(k))
+        raise InvalidInput("k", f"an integer from 1 to {MAX_LEVELS_AT_ONCE}", shown(k))
 
 
 class _Ahead:

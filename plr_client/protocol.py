@@ -36,7 +36,7 @@ May be imported by plr_client and plr_server. It never opens a socket, reads a c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -267,9 +267,13 @@ def pack_payloads(payloads: Any) -> list[bytes]:
     Raises:
         InvalidInput: it is no list of payloads, or as `pack_payload`.
     """
-    if isinstance(payloads, str | bytes | Mapping) or not isinstance(payloads, Iterable):
-        raise InvalidInput("payloads", "a list of payloads", f"{payloads!r:.80}")
-    return [pack_payload(payload) for payload in payloads]
+    try:
+        each = None if isinstance(payloads, str | bytes | Mapping) else iter(payloads)
+    except TypeError:  # an array without an axis too
+        each = None
+    if each is None:
+        raise InvalidInput("payloads", "a list of payloads", shown(payloads))
+    return [pack_payload(payload) for payload in each]
 
 
 def unpack_payload(packed: Any) -> Any:
