@@ -48,3 +48,8 @@ def test_the_map_names_every_module_and_room_and_a_room_its_modules():
 def test_the_commands_it_shows_parse():
     for line in re.findall(r"\$ plr-server (.*)", README):
         command_line._parser().parse_args(line.split())
+
+
+def test_no_two_test_files_share_a_name():
+    names = [path.name for path in Path(__file__).parent.rglob("*.py")]
+    assert len(set(names)) == len(names)  # or one pytest command could not run both
