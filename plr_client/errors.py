@@ -360,13 +360,13 @@ class StateDamaged(ServerStartError):
         file: which file.
         record: where in it.
         reason: what is wrong there.
-        at_stake: how many commands are lost if the server goes on without.
+        at_stake: which commands are lost if the server goes on without, such as "at least 2 commands".
     """
 
     code = "state_damaged"
     fields = ("file", "record", "reason", "at_stake")
     template = (
-        "{file}: expected {record} as it was written, got damage: {reason}. At stake: {at_stake} commands. Restore the "
+        "{file}: expected {record} as it was written, got damage: {reason}. At stake: {at_stake}. Restore the "
         "file from a copy; or give them up with plr-server serve --accept-loss, which keeps what is there as .broken"
     )
 

@@ -164,7 +164,7 @@ def _chain(paths: list[Path], epoch: int, begin: Link, damaged: dict[Path, State
     segments: list[Segment] = []
     end = begin
     for number, (path, segment) in enumerate(read):
-        at_stake = f"at least {max(synced - end.sequence, 1)}"
+        at_stake = _at_least(synced - end.sequence)
         if segment is None:
             damaged[path] = StateDamaged(str(path), "its first record", "it cannot be read", at_stake)
             break
@@ -188,7 +188,7 @@ def _judge(segment: Segment, *, synced: int, is_last: bool, damaged: dict[Path, 
     """Judges what follows the last trusted record of a segment; returns whether it is damaged."""
     tail = segment.tail = tail_of(segment.data, segment.last, segment.origin.salt, synced=synced, is_last=is_last)
     if tail.damage is not None:
-        record, at_stake = f"the record after command {tail.link.sequence}", f"at least {max(tail.at_stake, 1)}"
+        record, at_stake = f"the record after command {tail.link.sequence}", _at_least(tail.at_stake)
         damaged[segment.path] = StateDamaged(str(segment.path), record, tail.damage, at_stake)
     return tail.damage is not None
 
@@ -209,3 +209,7 @@ def _read_segment(path: Path) -> Segment | None:
 def config_digest(config: str) -> str:
     """Returns the digest of a configuration, hex."""
     return digest([config.encode()]).hex()
+
+
+def _at_least(commands: int) -> str:
+    return "at least 1 command" if commands <= 1 else f"at least {commands} commands"

@@ -82,7 +82,7 @@ EXAMPLES = {
         ),
     ),
     "StateDamaged": (
-        ("/state/journal", "the record after command 3", "it is missing", "at least 2"),
+        ("/state/journal", "the record after command 3", "it is missing", "at least 2 commands"),
         (
             "/state/journal: expected the record after command 3 as it was written, got damage: it is missing. At "
             "stake: at least 2 commands. Restore the file from a copy; or give them up with plr-server serve "
