@@ -30,7 +30,7 @@ FLAGS = [
     *("--disable-component-update", "--disable-sync", "--no-first-run"),
 ]
 CONFIG = Config(levels=range(200), temperature=0.3)
-FIRST_PAINT_MS, ALL_BYTES = 300, 150_000
+ALL_BYTES = 150_000
 READABLE = 4.5  # contrast of text, as WCAG AA asks for
 WAIT_MS = 20_000
 
@@ -439,10 +439,9 @@ def test_view_of_a_history_file_shows_the_run(run, visit, tmp_path):
 
 SENT = """['navigation', 'resource'].flatMap((type) => performance.getEntriesByType(type))
   .reduce((sum, entry) => sum + entry.transferSize, 0)"""
-PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 
 
-def test_the_first_paint_at_a_million_levels_and_all_that_is_sent(tmp_path, visit):
+def test_all_that_is_sent_at_a_million_levels(tmp_path, visit):
     bind, num = f"ipc://{tmp_path}/plr.sock", 1_000_000
     with faults.daemon(bind, "--levels", f"0:{num}") as server, viewing(bind) as (url, _):
         with Trainer(server.address, timeout_s=60.0) as trainer:
@@ -453,9 +452,6 @@ def test_the_first_paint_at_a_million_levels_and_all_that_is_sent(tmp_path, visi
         waiting.page.wait_for_function(
             "num => shown?.curricula[selected]?.history?.columns?.levels_seen?.at(-1) === num", arg=num, timeout=60_000
         )
-        pages = []
-        for _ in range(3):  # the quickest: the machine has other things to do
-            pages.append(visit(url).page)
-            pages[-1].wait_for_function("() => charts[0].plot && document.querySelectorAll('#rows tr').length === 50")
-        assert min(page.evaluate(PAINT) for page in pages) <= FIRST_PAINT_MS
-        assert pages[0].evaluate(SENT) + pages[0].evaluate("JSON.stringify(shown).length") <= ALL_BYTES
+        page = visit(url).page
+        page.wait_for_function("() => charts[0].plot && document.querySelectorAll('#rows tr').length === 50")
+        assert page.evaluate(SENT) + page.evaluate("JSON.stringify(shown).length") <= ALL_BYTES
