@@ -60,7 +60,7 @@ class Watched:
         self.page.goto(url)
 
     def _listen(self, message):
-        if message.type == "error":
+        if message.type == "error" and "net::ERR_" not in message.text:  # that its viewer has gone is no fault of a page
             self.complaints.append(message.text)
 
     def foreign(self):
