@@ -237,8 +237,13 @@ def test_sessions_whose_peer_is_gone_are_forgotten_in_time_and_others_are_not(lo
         monkeypatch.setattr("plr_server.serving.loop.RETURN_WITHIN_S", 3600.0)
         faults.eventually(lambda: turn(loop) or loop._num_due > 2, "it is seen to be gone")
         assert list(names) == ["stays", "leaves"]  # it may come back, with its pooled steps
-        loop._due[:] = [(0.0, number, do) for _, number, do in loop._due]  # the hour is over
-        turn(loop)
+
+        def forgotten():
+            loop._due[:] = [(0.0, number, do) for _, number, do in loop._due]  # the hour is over
+            turn(loop)
+            return "leaves" not in names
+
+        faults.eventually(forgotten, "the transport has noticed")
         (curriculum,) = loop.dispatcher.curricula.values()
         assert list(names) == list(curriculum.state()["scorer"]["pools"]) == ["stays"]
 
