@@ -22,8 +22,7 @@ ENOUGH_SEEN = 10  # levels, before their scores say anything
 CONSTANT_SHARE = 1e-6  # of the largest score, is all that the scores differ by
 CHANCE_STD = 0.1  # standard deviations above the table's mean: below that a draw is no better than a uniform one
 LAG_PUSHES = 4.0  # behind, before asking ahead is worth a word
-OLD_SHARE = 0.1  # of the seen levels ...
-OLD_ROUNDS = 30.0  # ... was not drawn for so many draws a seen level
+OLD_ROUNDS = 30.0  # draws for every seen level, that a tenth of them was not drawn for
 BASELINES = ("uniform", "random", "sequential")  # they do not draw by score
 
 
