@@ -113,7 +113,7 @@ def gone(pid):
     """Whether a process has ended (a zombie has: only nobody asked for its exit code)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second where it ended between the open and the read
         return True
 
 
