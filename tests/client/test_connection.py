@@ -230,8 +230,9 @@ def test_a_push_sent_twice_to_a_server_that_forgot_is_an_error_that_says_so(forg
 
 
 def test_a_late_reply_to_a_request_given_up_is_not_taken_for_the_next_one(ipc):
-    with faults.daemon(ipc, "--strategy", "sequential") as server, LevelClient(ipc, timeout_s=0.2) as client:
+    with faults.daemon(ipc, "--strategy", "sequential") as server, LevelClient(ipc) as client:
         client.next()
+        client._connection.timeout_s = 0.2
         server.process.send_signal(signal.SIGSTOP)
         unreachable(client, "next")
         server.process.send_signal(signal.SIGCONT)
@@ -240,10 +241,11 @@ def test_a_late_reply_to_a_request_given_up_is_not_taken_for_the_next_one(ipc):
 
 
 def test_the_notice_that_the_server_stops_changes_the_hint_until_it_is_back(ipc):
-    with LevelClient(ipc, timeout_s=0.5) as client:
+    with LevelClient(ipc) as client:
         with faults.daemon(ipc) as server:
             client.next()
             assert server.stop() == 0
+        client._connection.timeout_s = 0.5
         assert unreachable(client, "next").hint == STOPPED
         with faults.daemon(ipc) as server:
             client._connection.timeout_s = faults.DEADLINE_S
@@ -255,8 +257,9 @@ def test_the_notice_that_the_server_stops_changes_the_hint_until_it_is_back(ipc)
 
 def test_closing_after_a_timeout_ends_the_session_too(ipc):
     with faults.daemon(ipc, "--levels", "0:10", "--partial", "stitch") as server:
-        trainer = Trainer(ipc, timeout_s=0.3)
+        trainer = Trainer(ipc)
         trainer.stats()
+        trainer._connection.timeout_s = 0.3
         session = trainer._connection.session
         server.process.send_signal(signal.SIGSTOP)
         unreachable(trainer)

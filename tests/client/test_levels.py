@@ -278,10 +278,11 @@ def test_a_client_that_asks_ahead_goes_on_with_a_restarted_server(bind):
 
 def test_when_nobody_answers_it_says_so_and_goes_on_later(ipc):
     with faults.daemon(ipc, "--strategy", "sequential") as first:
-        client = LevelClient(ipc, prefetch=2, timeout_s=0.3)
+        client = LevelClient(ipc, prefetch=2)
         client.next()
         client.next()
         first.kill()
+    client._connection.timeout_s = 0.3
     with pytest.raises(ServerUnreachable):
         client.next(8)
     client._connection.timeout_s = faults.DEADLINE_S

@@ -99,8 +99,9 @@ def test_an_exception_in_the_body_ends_the_server(ipc):
 
 def test_clients_learn_that_it_ended():
     with launch(Config()) as server:
-        client = LevelClient(server.address, timeout_s=0.3)
+        client = LevelClient(server.address)
         client.next()
+    client._connection.timeout_s = 0.3
     with pytest.raises(ServerUnreachable, match="the server said it was stopping"):
         client.next()
 

@@ -286,7 +286,7 @@ def test_a_stop_during_a_burst_of_requests(ipc):
         answered, outcomes = threading.Event(), []
 
         def burst():
-            client = stack.enter_context(LevelClient(ipc, timeout_s=1.0))
+            client = stack.enter_context(LevelClient(ipc, timeout_s=5.0))
             try:
                 while True:
                     client.next(8)

@@ -352,8 +352,9 @@ def test_a_running_servers_table_is_told_in_the_order_of_the_seeds(address):
 
 def test_its_own_server_ends_with_it():
     sampler = LevelSampler([2**24, 3], (2,), 3, 4, {})
-    with Trainer(sampler.address, timeout_s=0.3) as trainer:
+    with Trainer(sampler.address) as trainer:
         assert trainer.stats()["levels"] == 2
+        trainer._connection.timeout_s = 0.3
         sampler.close()
         sampler.close()
         with pytest.raises(ServerUnreachable):
