@@ -1,57 +1,79 @@
-"""What the journal and the snapshots do to files: whole writes, and files that are there whole or not at all.
+"""All that a state folder asks of the system: single calls on files, and files that are there whole or not at all.
 
-Used by them alone. Every function raises OSError where the disk does not do its part.
+Used by plr_server.durability alone, which touches no file but through here: the first part is single calls, which the
+tests put a simulated disk in the place of; the second is made of them. Every function raises OSError where the disk
+does not do its part.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from plr_client.errors import StateDirTaken
 from plr_server.durability.values import num_bytes
 
 TEMPORARY = ".tmp"
 _MODE = 0o600
 _MAX_BUFFERS = 512  # of one call of writev; the system takes at least 1 024
 
-
-def write_all(file: int, buffers: Sequence[Any]) -> None:
-    """Writes buffers to a descriptor, however many calls that takes."""
-    left = num_bytes(buffers)
-    written = os.writev(file, buffers[:_MAX_BUFFERS])
-    if written == left:
-        return
-    views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
-    while True:
-        while views and written >= views[0].nbytes:
-            written -= views.pop(0).nbytes
-        if not views:
-            return
-        views[0] = views[0][written:]
-        written = os.writev(file, views[:_MAX_BUFFERS])
+# ---- single calls
 
 
-def create(path: Path, buffers: Sequence[Any]) -> int:
-    """Makes a file that after a crash is there whole, or not at all; replaces one of that name.
+def make_folder(folder: Path) -> None:
+    """Makes a folder that only its owner may read, unless it is there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    Returns:
-        Its descriptor, open for writing at its end.
+
+def lock(folder: Path) -> int:
+    """Returns the descriptor that holds a folder's lock, as long as it is open.
+
+    Raises:
+        StateDirTaken: another server holds it.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
+    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
     try:
-        write_all(file, buffers)
-        os.fsync(file)
-        temporary.rename(path)
-        temporary = path
-        sync_folder(path.parent)
-    except BaseException:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        owner = os.read(file, 32).decode(errors="replace")
         os.close(file)
-        temporary.unlink(missing_ok=True)
-        raise
+        raise StateDirTaken(str(folder), f"the server of process {owner or 'unknown'}") from exc
+    os.ftruncate(file, 0)
+    os.write(file, str(os.getpid()).encode())
     return file
+
+
+def names(folder: Path) -> list[str]:
+    """Returns the names in a folder."""
+    return [path.name for path in folder.iterdir()]
+
+
+def read(path: Path) -> bytes:
+    """Returns what is in a file."""
+    return path.read_bytes()
+
+
+def open_new(path: Path) -> int:
+    """Returns the descriptor of an empty file, in the place of one of that name."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
+
+
+def write(file: int, buffers: Sequence[Any]) -> int:
+    """Writes buffers at the end of a file, or the first part of them; returns how many bytes."""
+    return os.writev(file, buffers[:_MAX_BUFFERS])
+
+
+def sync(file: int) -> None:
+    """Has a file on the disk."""
+    os.fsync(file)
+
+
+def sync_data(file: int) -> None:
+    """Has the bytes of a file on the disk, and its length."""
+    os.fdatasync(file)
 
 
 def sync_folder(folder: Path) -> None:
@@ -61,3 +83,65 @@ def sync_folder(folder: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def truncate(file: int, length: int) -> None:
+    """Takes back what a file has beyond so many bytes, and goes on writing there."""
+    os.ftruncate(file, length)
+    os.lseek(file, length, os.SEEK_SET)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Gives a file another name, in the place of one that has it."""
+    old.rename(new)
+
+
+def unlink(path: Path) -> None:
+    """Removes a file."""
+    path.unlink()
+
+
+def close(file: int) -> None:
+    """Closes a descriptor."""
+    os.close(file)
+
+
+# ---- made of them
+
+
+def write_all(file: int, buffers: Sequence[Any]) -> None:
+    """Writes buffers at the end of a file, however many calls that takes."""
+    left = num_bytes(buffers)
+    written = write(file, buffers)
+    if written == left:
+        return
+    views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
+    while True:
+        while views and written >= views[0].nbytes:
+            written -= views.pop(0).nbytes
+        if not views:
+            return
+        views[0] = views[0][written:]
+        written = write(file, views)
+
+
+def create(path: Path, buffers: Sequence[Any]) -> int:
+    """Makes a file that after a crash is there whole, or not at all; replaces one of that name.
+
+    Returns:
+        Its descriptor, open for writing at its end.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    file = open_new(temporary)
+    there = temporary
+    try:
+        write_all(file, buffers)
+        sync(file)
+        rename(temporary, path)
+        there = path
+        sync_folder(path.parent)
+    except BaseException:
+        close(file)
+        unlink(there)
+        raise
+    return file

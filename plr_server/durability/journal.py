@@ -8,13 +8,12 @@ in new files takes its place.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
-from plr_server.durability.files import create, write_all
+from plr_server.durability import files
 from plr_server.durability.records import Kind, Link, Origin, encode, encode_origin
 from plr_server.durability.values import num_bytes
 
@@ -49,7 +48,7 @@ class Journal:
         self._said = synced  # up to which command a record says so
         self._syncer = syncer
         self._syncing: tuple[int, Future[None]] | None = None  # up to which command
-        self._file = create(path, [first])
+        self._file = files.create(path, [first])
 
     def append(self, kind: Kind, payload: Sequence[Any]) -> None:
         """Writes a record after the last one.
@@ -64,7 +63,7 @@ class Journal:
             payload = [b"".join(payload)]
         header, link = encode(kind, self.link, said, payload, self._salt)
         try:
-            write_all(self._file, [header, *payload])
+            files.write_all(self._file, [header, *payload])
         except OSError:
             self._cut()
             raise
@@ -74,8 +73,7 @@ class Journal:
     def _cut(self) -> None:
         """Takes back what a failed write has left."""
         try:
-            os.ftruncate(self._file, self.num_bytes)
-            os.lseek(self._file, self.num_bytes, os.SEEK_SET)
+            files.truncate(self._file, self.num_bytes)
         except OSError as exc:
             self.failed = exc
 
@@ -89,7 +87,7 @@ class Journal:
             raise self.failed
         sequence = self.link.sequence
         try:
-            os.fdatasync(self._file)
+            files.sync_data(self._file)
         except OSError as exc:
             self.failed = exc
             raise
@@ -98,7 +96,7 @@ class Journal:
     def sync_behind(self) -> None:
         """Begins to sync in the background, unless that goes on already; `look` sees when it is done."""
         if self._syncing is None and self.failed is None and self.link.sequence > self.synced:
-            self._syncing = self.link.sequence, self._syncer.submit(os.fdatasync, self._file)
+            self._syncing = self.link.sequence, self._syncer.submit(files.sync_data, self._file)
 
     def look(self) -> bool:
         """Takes note of a sync in the background that is done; returns whether none goes on.
@@ -134,4 +132,4 @@ class Journal:
         if self._syncing is not None:
             self._syncing[1].exception()
         with contextlib.suppress(OSError):  # of a write that failed, which has been told
-            os.close(self._file)
+            files.close(self._file)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plr_client.errors import StateDamaged
+from plr_server.durability import files
 from plr_server.durability.records import Link, Origin, Record, Tail, read_origin, read_records, tail_of
 from plr_server.durability.snapshot import read_snapshot
 from plr_server.durability.values import digest
@@ -36,7 +37,7 @@ def snapshot_path(folder: Path, generation: int) -> Path:
 
 def generations(folder: Path, what: str) -> dict[int, Path]:
     """Returns the files of one kind, "journal" or "snapshot", by generation, in order."""
-    found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    found = ((_NAME.fullmatch(name), folder / name) for name in files.names(folder))
     return dict(sorted((int(name[2]), path) for name, path in found if name is not None and name[1] == what))
 
 
@@ -195,7 +196,7 @@ def _judge(segment: Segment, *, synced: int, is_last: bool, damaged: dict[Path, 
 
 def _read_segment(path: Path) -> Segment | None:
     """Reads a segment as far as it follows from its first record; None where there is no such."""
-    data = memoryview(path.read_bytes())
+    data = memoryview(files.read(path))
     begun = read_origin(data)
     if begun is None:
         return None

@@ -7,12 +7,11 @@ Used by the state folder. To read one runs no code: a score function in it stays
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 from typing import Any
 
-from plr_server.durability.files import create
+from plr_server.durability import files
 from plr_server.durability.values import DIGEST_BYTES, Buffers, digest, num_bytes, unpack
 
 MAGIC = b"PLRstate"
@@ -32,7 +31,7 @@ def write_snapshot(path: Path, body: Buffers) -> None:
         OSError: it cannot be written; what was there is there still.
     """
     header = _HEADER.pack(MAGIC, FORMAT, num_bytes(body))
-    os.close(create(path, [header, digest([header, *body]), *body]))
+    files.close(files.create(path, [header, digest([header, *body]), *body]))
 
 
 def read_snapshot(path: Path) -> Any:
@@ -42,7 +41,7 @@ def read_snapshot(path: Path) -> Any:
         ValueError: what is there is no whole snapshot; says what is wrong.
         OSError: it cannot be read.
     """
-    data = memoryview(path.read_bytes())
+    data = memoryview(files.read(path))
     begin = _HEADER.size + DIGEST_BYTES
     if len(data) < begin:
         raise ValueError(f"expected a header of {begin} bytes, got {len(data)}")

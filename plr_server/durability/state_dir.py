@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -22,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from plr_client.errors import ConfigError, ServerStartError, StateDirTaken, StateNotWritten
-from plr_server.durability.files import TEMPORARY, sync_folder
+from plr_client.errors import ConfigError, ServerStartError, StateNotWritten
+from plr_server.durability import files
 from plr_server.durability.journal import Journal
 from plr_server.durability.records import Kind, Link, Origin
 from plr_server.durability.recovery import (
@@ -77,14 +75,14 @@ class StateDir:
         self.accept_loss = accept_loss
         self.holds_replies = fsync == "always"
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _locked(path)
+            files.make_folder(path)
+            self._lock = files.lock(path)
             self.history = read_history(path)
         except OSError as exc:
             raise ServerStartError(f"state_dir: expected a folder to read and write, got {path} ({exc})") from exc
         damaged = self.history.damaged
         if damaged and not accept_loss:
-            os.close(self._lock)
+            files.close(self._lock)
             raise next(iter(damaged.values()))
         for error in damaged.values():
             logger.error("accepting a loss: %s", error)
@@ -119,8 +117,9 @@ class StateDir:
         """
         self._state_of, self._config = state_of, config_digest(config)
         try:
-            for path in self._path.glob(f"*{TEMPORARY}"):
-                path.unlink()
+            for name in files.names(self._path):
+                if name.endswith(files.TEMPORARY):
+                    files.unlink(self._path / name)
             self._start_over()
         except OSError as exc:
             raise ServerStartError(f"state_dir: expected to write to {self._path}, got: {exc}") from exc
@@ -239,7 +238,7 @@ class StateDir:
                     self._journal.sync()
             self._journal.close()
         self._background.shutdown()
-        os.close(self._lock)
+        files.close(self._lock)
 
     # ---- what comes of it
 
@@ -303,7 +302,7 @@ class StateDir:
             write_snapshot(snapshot_path(self._path, self._generation), self._body(link))
         except BaseException:
             journal.close()
-            journal.path.unlink()
+            files.unlink(journal.path)
             raise
         self._journal, self._synced, self._since = journal, self.sequence, self.sequence
         self._wanted, self._behind = False, None
@@ -335,10 +334,10 @@ class StateDir:
                 if number >= generation:
                     break
                 if damaged and number <= self.history.generation:
-                    path.rename(path.with_name(path.name + BROKEN))
+                    files.rename(path, path.with_name(path.name + BROKEN))
                 else:
-                    path.unlink()
-        sync_folder(self._path)
+                    files.unlink(path)
+        files.sync_folder(self._path)
 
     def _sync_failed(self, exc: OSError) -> None:
         logger.error("a sync of %s failed, a snapshot is written to new files: %s", self._path, exc)
@@ -364,21 +363,3 @@ def cpu_features() -> tuple[str, ...]:
     except ImportError:  # numpy 1
         found = importlib.import_module("numpy.core._multiarray_umath").__cpu_features__
     return tuple(sorted(name for name, there in found.items() if there))
-
-
-def _locked(path: Path) -> int:
-    """Returns the descriptor that holds the folder's lock.
-
-    Raises:
-        StateDirTaken: another server holds it.
-    """
-    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        owner = os.read(lock, 32).decode(errors="replace")
-        os.close(lock)
-        raise StateDirTaken(str(path), f"the server of process {owner or 'unknown'}") from exc
-    os.ftruncate(lock, 0)
-    os.write(lock, str(os.getpid()).encode())
-    return lock
