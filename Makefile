@@ -15,7 +15,7 @@ DI_ENGINE := di_engine
 LEARNING := learning
 
 .PHONY: demo test test-explore test-slow soak test-browser test-integrations lint types bench bench-overhead bench-peers clean
-.PHONY: bench-learning bench-learning-tables bench-learning-quick bench-learning-equal bench-learning-cost
+.PHONY: bench-learning bench-learning-tables bench-learning-quick bench-learning-equal bench-learning-lockstep bench-learning-cost
 
 demo: .venv/demo
 	$(BIN)/python examples/minigrid_demo.py
@@ -91,6 +91,10 @@ bench-learning-quick: .venv-learning/dev
 
 bench-learning-equal: .venv-learning/dev
 	$(STUDY) equal
+
+# Does a server, or one that is killed, change what is learnt? Bit for bit.
+bench-learning-lockstep: .venv-learning/dev
+	$(STUDY) lockstep
 
 bench-learning-cost: .venv-learning/dev
 	$(STUDY) cost

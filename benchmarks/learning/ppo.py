@@ -199,6 +199,10 @@ class Agent:
         """Returns (B,) float32."""
         return self._forward(inputs)[2][:, -1].copy()
 
+    def params(self) -> np.ndarray:
+        """Returns a copy of all weights, flat."""
+        return self._params.copy()
+
     def learn(self, batch: Batch) -> float:
         """Makes one PPO update, 4 epochs of 8 minibatches; returns the mean entropy of the policy, in nats."""
         settings, entropies = self.settings, []

@@ -23,6 +23,7 @@ from cost import InProcessWorld
 from evidence import Runs, steps_to_reach, write_evidence
 from fastgrid import FastMiniGrid
 from intervals import holm, interquartile_mean, interval, probability_of_improvement, welch
+from lockstep import KilledWorld, course_of, kills_in
 from run import ALL, run, trained
 from study import Job
 from tasks import TASKS
@@ -125,6 +126,23 @@ def test_an_arm_learns_the_same_through_the_server_and_in_the_process(arm):
     """In lock-step, every level and every weight of the network are the same, and so is every row."""
     job = Job("multiroom", arm, 3)
     assert same(rows_of(None, job), rows_of(InProcessWorld, job))
+
+
+@pytest.mark.parametrize("arm", ["learnability", "value_l1"])
+def test_a_server_that_is_killed_changes_nothing_of_what_is_learnt(arm):
+    """Killed between two levels, and right before a push; the levels, the curve and the weights are the same bits."""
+    job, updates = Job("multiroom", arm, 3), 4
+    killed = KilledWorld(job, kills_in(updates, 2))
+    in_process = course_of(InProcessWorld(job), updates)
+    assert course_of(killed, updates).differs_from(in_process) == []
+    assert killed.killed == 2
+    assert len(np.unique(in_process.levels)) > 100
+    assert np.count_nonzero(in_process.weights) > 100
+
+
+def test_courses_of_two_seeds_differ():
+    courses = [course_of(InProcessWorld(Job("multiroom", "value_l1", seed)), 2) for seed in (3, 4)]
+    assert courses[0].differs_from(courses[1]) == ["levels", "curve", "params", "scores", "weights"]
 
 
 def test_another_seed_is_another_run():
