@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -42,6 +42,9 @@ _NOW = int(zmq.DONTWAIT)  # enum members cost a microsecond each time they are j
 _NOW_AND_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
 _HARMLESS_TWICE = frozenset(("next", "counters", "describe", "stats", "weights", "scores", "levels"))
 _NONE: Mapping[str, Any] = {}
+
+# Where a server listens; or what tells, asked anew whenever a socket is opened: None while nobody knows.
+Address = str | Callable[[], str | None]
 
 # A forked child keeps its parent's context and sockets alive and untouched: closing them is the parent's business.
 _inherited: list[Any] = []
@@ -125,7 +128,8 @@ class Connection:
         epoch: the run of the server's state that the session was begun in; None before.
 
     Args:
-        address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
+        address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`; or a function that
+            tells, asked whenever a socket is opened. It returns None while nobody knows.
         curriculum: the name of the curriculum that the requests are for.
         timeout_s: seconds after which a request without a reply raises `ServerUnreachable`; above 0.
 
@@ -133,8 +137,8 @@ class Connection:
         InvalidInput: the address is no ipc or tcp address, or the timeout is not above 0.
     """
 
-    def __init__(self, address: str, *, curriculum: str, timeout_s: float) -> None:
-        if not (isinstance(address, str) and address.startswith(("ipc://", "tcp://"))):
+    def __init__(self, address: Address, *, curriculum: str, timeout_s: float) -> None:
+        if not (callable(address) or (isinstance(address, str) and address.startswith(("ipc://", "tcp://")))):
             raise InvalidInput("address", "ipc://PATH or tcp://HOST:PORT", repr(address))
         if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
             raise InvalidInput("timeout_s", "a number of seconds above 0", repr(timeout_s))
@@ -242,7 +246,7 @@ class Connection:
             if self._closing_seen
             else "is plr-server running there? (plr-server serve --bind ADDRESS)"
         )
-        raise ServerUnreachable(self.address, pending.attempts, time.monotonic() - started, hint)
+        raise ServerUnreachable(f"{self.address}", pending.attempts, time.monotonic() - started, hint)
 
     def close(self) -> None:
         """Says goodbye, so that the server takes back the levels in flight, and hangs up; again it does nothing."""
@@ -357,18 +361,14 @@ class Connection:
             pass  # the queue to an absent server is full: the attempt runs out instead
 
     def _open(self) -> zmq.Socket[bytes]:
+        address = self.address() if callable(self.address) else self.address
         socket = _process.socket()
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IDENTITY, b"\x01" + uuid.uuid4().bytes)  # must not begin with a zero byte
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-        if self.address.startswith("tcp://["):
-            socket.setsockopt(zmq.IPV6, 1)
-        try:
-            socket.connect(self.address)
-        except zmq.ZMQError as exc:
-            socket.close()
-            raise InvalidInput("address", "an address ZeroMQ can connect to", f"{self.address} ({exc})") from exc
+        if address is not None:  # otherwise what is sent waits in vain, and is sent again
+            _connect(socket, address)
         self._socket = socket
         self._patience_ms = -1
         self._num_opened += 1
@@ -379,6 +379,16 @@ class Connection:
         if self._finalizer is not None:
             self._finalizer()
         self._socket = self._finalizer = None
+
+
+def _connect(socket: zmq.Socket[bytes], address: str) -> None:
+    if address.startswith("tcp://["):
+        socket.setsockopt(zmq.IPV6, 1)
+    try:
+        socket.connect(address)
+    except zmq.ZMQError as exc:
+        socket.close()
+        raise InvalidInput("address", "an address ZeroMQ can connect to", f"{address} ({exc})") from exc
 
 
 def _close(socket: zmq.Socket[bytes], pid: int) -> None:

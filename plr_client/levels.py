@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client.connection import Connection, Pending
+from plr_client.connection import Address, Connection, Pending
 from plr_client.errors import InvalidInput, NoLevels
 from plr_client.protocol import (
     DEFAULT_CURRICULUM,
@@ -90,7 +90,8 @@ class LevelClient:
     (`prefetch_lag_pushes`).
 
     Args:
-        address: where the server listens.
+        address: where the server listens; or a function that tells, asked whenever a connection is opened, for a server
+            that may come back elsewhere (`wrappers.ray.Lookup`). It returns None while nobody knows.
         curriculum: the name of the curriculum, where the server has several.
         prefetch: how many levels to have ready, 0 to 4096; 0 asks when a level is needed.
         timeout_s: seconds without a reply after which a request raises; above 0.
@@ -100,7 +101,7 @@ class LevelClient:
     """
 
     def __init__(
-        self, address: str, *, curriculum: str = DEFAULT_CURRICULUM, prefetch: int = 0, timeout_s: float = 30.0
+        self, address: Address, *, curriculum: str = DEFAULT_CURRICULUM, prefetch: int = 0, timeout_s: float = 30.0
     ) -> None:
         self._connection = Connection(address, curriculum=curriculum, timeout_s=timeout_s)
         if isinstance(prefetch, bool) or not isinstance(prefetch, int) or not 0 <= prefetch <= MAX_PAYLOADS:
@@ -108,8 +109,8 @@ class LevelClient:
         self._ahead = _Ahead(self._connection, prefetch) if prefetch else None
 
     @property
-    def address(self) -> str:
-        """Where the server listens."""
+    def address(self) -> Address:
+        """Where the server listens, as given."""
         return self._connection.address
 
     def next(self, k: int = 1, *, slots: ArrayLike | None = None) -> list[Assignment]:

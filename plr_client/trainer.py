@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client.connection import Connection
+from plr_client.connection import Address, Connection
 from plr_client.errors import InvalidInput, MissingField
 from plr_client.levels import NO_PARENT, Level
 from plr_client.protocol import DEFAULT_CURRICULUM, join_payloads, pack_payloads, split_payloads, unpack_payload
@@ -28,7 +28,8 @@ class Trainer:
     after which the push may have been applied or not, and `SessionExpired`, which says what is known.
 
     Args:
-        address: where the server listens.
+        address: where the server listens; or a function that tells, asked whenever a connection is opened, for a server
+            that may come back elsewhere (`wrappers.ray.Lookup`). It returns None while nobody knows.
         curriculum: the name of the curriculum, where the server has several.
         timeout_s: seconds without a reply after which a request raises; above 0.
 
@@ -36,12 +37,12 @@ class Trainer:
         InvalidInput: the address, the name or the timeout is not what it must be.
     """
 
-    def __init__(self, address: str, *, curriculum: str = DEFAULT_CURRICULUM, timeout_s: float = 30.0) -> None:
+    def __init__(self, address: Address, *, curriculum: str = DEFAULT_CURRICULUM, timeout_s: float = 30.0) -> None:
         self._connection = Connection(address, curriculum=curriculum, timeout_s=timeout_s)
 
     @property
-    def address(self) -> str:
-        """Where the server listens."""
+    def address(self) -> Address:
+        """Where the server listens, as given."""
         return self._connection.address
 
     def push(

@@ -14,6 +14,7 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.wrappers import Autoreset
 
 from plr_client import Assignment, InvalidInput, LevelClient, LevelOutsideSpace, Trainer
+from plr_client.connection import Address
 from plr_client.protocol import DEFAULT_CURRICULUM
 
 
@@ -52,7 +53,8 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
 
     Args:
         env: the env to wrap.
-        address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
+        address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`; or a function that
+            tells (`wrappers.ray.Lookup`).
         curriculum: the name of the curriculum, where the server has several.
         set_level: for an env whose level is not its reset seed: called as `set_level(env, level)` with the wrapped env
             and the level's id, or its payload where it has one, before each `env.reset`. It is never copied, and must
@@ -82,7 +84,7 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
     def __init__(
         self,
         env: gym.Env,
-        address: str,
+        address: Address,
         *,
         set_level: Callable[[gym.Env, Any], object] | None = None,
         curriculum: str = DEFAULT_CURRICULUM,
@@ -175,7 +177,7 @@ class LevelSource:
 
     def __init__(
         self,
-        address: str,
+        address: Address,
         *,
         set_level: Callable[[Any, Any], object] | None,
         curriculum: str,

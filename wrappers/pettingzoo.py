@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from plr_client import InvalidInput, MissingDependency, Trainer
+from plr_client.connection import Address
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.env import LevelSource, told
 from wrappers.vector import RECORDED_BYTES_MAX
@@ -73,7 +74,8 @@ class LevelReplayParallel(BaseParallelWrapper):
 
     Args:
         env: a parallel env whose `possible_agents` are known; one made of an AEC env too.
-        address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
+        address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`; or a function that
+            tells (`wrappers.ray.Lookup`).
         curriculum: the name of the curriculum, where the server has several.
         set_level: for an env whose level is not its reset seed: called as `set_level(env, level)` with the wrapped env
             and the level's id, or its payload where it has one, before each `env.reset`.
@@ -88,7 +90,7 @@ class LevelReplayParallel(BaseParallelWrapper):
     def __init__(
         self,
         env: ParallelEnv,
-        address: str,
+        address: Address,
         *,
         set_level: Callable[[ParallelEnv, Any], object] | None = None,
         curriculum: str = DEFAULT_CURRICULUM,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plr_client import InvalidInput, MissingDependency, Trainer
+from plr_client.connection import Address
 from plr_client.protocol import DEFAULT_CURRICULUM
 
 try:
@@ -62,7 +63,8 @@ class LevelReplayCallback(BaseCallback):
             losses take no notice of it.
 
     Args:
-        address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
+        address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`; or a function that
+            tells (`wrappers.ray.Lookup`).
         curriculum: the name of the curriculum, where the server has several; give it to each `LevelReplay` too.
         timeout_s: seconds without a reply after which a push raises; above 0.
 
@@ -85,7 +87,7 @@ class LevelReplayCallback(BaseCallback):
         ...     envs.close()
     """
 
-    def __init__(self, address: str, *, curriculum: str = DEFAULT_CURRICULUM, timeout_s: float = 30.0) -> None:
+    def __init__(self, address: Address, *, curriculum: str = DEFAULT_CURRICULUM, timeout_s: float = 30.0) -> None:
         super().__init__()
         self._trainer = Trainer(address, curriculum=curriculum, timeout_s=timeout_s)
         self._curriculum = curriculum

@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import ArrayLike, NDArray
 
 from plr_client import Assignment, InvalidInput, LevelClient, Trainer
+from plr_client.connection import Address
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.env import level_id
 
@@ -87,7 +88,8 @@ class LevelReplayVector(VectorWrapper):
 
     Args:
         envs: the vector env.
-        address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`.
+        address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`; or a function that
+            tells (`wrappers.ray.Lookup`).
         curriculum: the name of the curriculum, where the server has several; give it to each `LevelReplay` too.
         prefetch: for bare sub-envs, how many levels to have ready for all of them together (N is a good choice), so
             that a step does not wait for a round trip: see `plr_client.LevelClient`. `LevelReplay` has its own.
@@ -103,7 +105,7 @@ class LevelReplayVector(VectorWrapper):
     def __init__(
         self,
         envs: VectorEnv,
-        address: str,
+        address: Address,
         *,
         curriculum: str = DEFAULT_CURRICULUM,
         prefetch: int = 0,

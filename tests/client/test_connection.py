@@ -123,6 +123,34 @@ def test_a_client_goes_on_with_a_restarted_server(bind):
     trainer.close()
 
 
+def test_a_client_that_is_told_where_finds_a_server_that_comes_back_elsewhere(tmp_path):
+    asked, where = [], iter([None, f"ipc://{tmp_path}/first"])
+
+    def tell():
+        asked.append(next(where, f"ipc://{tmp_path}/second"))
+        return asked[-1]
+
+    client = LevelClient(tell, timeout_s=60.0)
+    with faults.daemon(f"ipc://{tmp_path}/first") as first:
+        assert not asked
+        assert len(client.next(2)) == 2
+        assert len(asked) == 2
+        first.kill()
+    with faults.daemon(f"ipc://{tmp_path}/second"):
+        assert len(client.next(2)) == 2
+    assert set(asked[2:]) == {f"ipc://{tmp_path}/second"}
+    client.close()
+
+
+def test_who_never_hears_where_the_server_is_times_out():
+    def never():
+        return None
+
+    with Trainer(never, timeout_s=0.2) as trainer:
+        assert unreachable(trainer).address == f"{never}"
+    assert trainer.address is never
+
+
 def test_a_request_in_flight_when_the_server_dies_is_answered_by_the_next_one(bind):
     with faults.daemon(bind) as first:
         client = LevelClient(first.address, timeout_s=faults.DEADLINE_S)
