@@ -7,7 +7,7 @@ NUMERICAL := tests/curriculum tests/viewer/test_measures.py tests/client/test_pr
 
 # An environment each, for they cannot live together: RLlib holds Gymnasium at 1.2.2, DI-engine numpy below 2, numba what
 # it was built for.
-TORCH := cleanrl level_replay pettingzoo sb3 syllabus
+TORCH := cleanrl dashboards level_replay pettingzoo sb3 syllabus
 RLLIB := ray rllib
 # RLlib's environment has the oldest Gymnasium that is served, 1.2.2.
 OLDEST_GYMNASIUM := tests/wrappers/test_vector.py tests/wrappers/test_env.py tests/test_check_env.py

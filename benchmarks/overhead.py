@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -68,6 +69,7 @@ def cleanrl_settings(num_updates: int) -> dict[str, Any]:
         "num_steps": NUM_STEPS,
         "total_timesteps": num_updates * NUM_ENVS * NUM_STEPS,
         "learning_rate": 0.0,
+        "log_dir": str(Path(tempfile.gettempdir(), "plr-overhead")),
     }
 
 

@@ -22,6 +22,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import NormalizeReward, RecordEpisodeStatistics, TransformReward
 from torch import nn
 from torch.distributions import Categorical
+from torch.utils.tensorboard import SummaryWriter
 
 from plr_client import Trainer  # PLR
 from plr_server import Config, launch  # PLR
@@ -48,6 +49,7 @@ class Args:
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
     seed: int = 1
+    log_dir: str = "runs/cleanrl_ppo"  # for tensorboard --logdir runs
 
 
 def make_env(env_id: str) -> gym.Env:
@@ -109,6 +111,8 @@ def train(args: Args, address: str) -> None:  # noqa: PLR0915  from top to botto
     rng = np.random.default_rng(args.seed)
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    writer = SummaryWriter(args.log_dir)
 
     # The envs
     is_procgen = args.env_id.startswith("procgen:")
@@ -185,9 +189,12 @@ def train(args: Args, address: str) -> None:  # noqa: PLR0915  from top to botto
         steps, seconds = (update + 1) * valid.size, time.monotonic() - start
         returns = statistics.return_queue
         mean = f"{np.mean(returns):.3f}" if returns else "none yet"
+        writer.add_scalar("charts/mean_return", np.mean(returns) if returns else np.nan, steps)
+        trainer.log_to(writer, steps)  # PLR
         print(f"{steps:,} steps, {steps / seconds:,.0f}/s, mean return of the last {len(returns)} episodes: {mean}")
 
     envs.close()
+    writer.close()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from plr_client.connection import Address, Connection
 from plr_client.errors import InvalidInput, MissingField
 from plr_client.levels import NO_PARENT, Level
 from plr_client.protocol import DEFAULT_CURRICULUM, join_payloads, pack_payloads, split_payloads, unpack_payload
+from plr_client.report import report, write
 from plr_client.segment import Segment
 
 
@@ -318,6 +319,29 @@ class Trainer:
         """
         arrays = self._connection.request("scores").arrays
         return arrays["ids"], arrays["scores"], arrays["staleness"], arrays["seen"]
+
+    def log_to(self, writer: Any, step: int) -> None:
+        """Writes what the curriculum does to the dashboard that the trainer has: call it where it logs its losses.
+
+        Numbers, each as `curriculum/NAME`: effective_levels, seen_share, replay_share, mean_score and max_score, as in
+        `stats`; weighted_score, the mean score of what a replay draws, which lies above mean_score where replays do
+        better than chance; staleness_q90, for how many draws nine tenths of the seen levels have waited at most;
+        draws, episodes, pushes, in_flight and prefetch_lag_pushes, as in `stats`. Once a level is seen also
+        `curriculum/scores`, a histogram of the scores, and `curriculum/top_levels`, a table of the 20 levels of the
+        highest P_replay. Reads the whole level table: at a million levels that takes 25 ms of the server's time.
+
+        Args:
+            writer: a TensorBoard `SummaryWriter`; a W&B or trackio run, or the module (there the numbers are shown
+                over `global_step`, which is logged with them); an MLflow run, or the module; or anything to be called
+                with (values, step): a dict of the names above with floats, an array (seen,) and a list of dicts.
+            step: the trainer's global step, usually the number of env steps.
+
+        Raises:
+            InvalidInput: the writer is none of these, or the step no integer.
+            ServerUnreachable: no reply within the timeout.
+        """
+        counters, weights = self.counters(), self.weights()
+        write(report(counters, weights, self.scores()), writer, step)
 
     def save(self) -> None:
         """Has the server write its whole state to its state directory now; returns when it is on the disk.

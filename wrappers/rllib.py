@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,8 @@ class LevelReplayPPOTorchLearner(PPOTorchLearner):
     learners the first one gathers all shares, puts the episodes together again and pushes once.
 
     Steps of episodes whose beginning no learner of this run has seen are not pushed, for nobody knows their level.
+
+    The result of every iteration has the dozen numbers of `plr_client.Trainer.log_to`, under `learners/curriculum/`.
 
     Raises:
         MissingField: there is no `plr_address`.
@@ -165,7 +167,7 @@ class _PushChunks(ConnectorV2):
         self._open: dict[str, _Open] = {}
         self._columns = itertools.count()
 
-    def __call__(self, *, rl_module: Any, batch: Any, shared_data: Any, **_: Any) -> Any:
+    def __call__(self, *, rl_module: Any, batch: Any, shared_data: Any, metrics: Any, **_: Any) -> Any:
         chunks: list[_Chunk] = shared_data[_CHUNKS]
         fields = batch[DEFAULT_MODULE_ID]
         with torch.no_grad():
@@ -178,24 +180,28 @@ class _PushChunks(ConnectorV2):
         for chunk, its_values, its_rewards in zip(chunks, *per_chunk, strict=True):
             chunk.values, chunk.rewards = its_values, its_rewards[:-1]
         if self._group is None:
-            self._push(chunks)
+            self._push_and_log(chunks, metrics)
         else:
-            self._push_together(chunks)
+            self._push_together(chunks, metrics)
         return batch
 
-    def _push_together(self, chunks: list[_Chunk]) -> None:
+    def _push_together(self, chunks: list[_Chunk], metrics: Any) -> None:
         first = distributed.get_rank() == 0
         shares: list[Any] | None = [None] * distributed.get_world_size() if first else None
         distributed.gather_object(chunks, shares, group=self._group)
         outcome: list[PlrError | None] = [None]
         if shares is not None:
             try:
-                self._push(itertools.chain.from_iterable(shares))
+                self._push_and_log(itertools.chain.from_iterable(shares), metrics)
             except PlrError as raised:  # every learner has to hear of it, or would wait for this one's gradients
                 outcome = [raised]
         distributed.broadcast_object_list(outcome, group=self._group)
         if outcome[0] is not None:
             raise outcome[0]
+
+    def _push_and_log(self, chunks: Iterable[_Chunk], metrics: Any) -> None:
+        self._push(chunks)
+        self._trainer.log_to(lambda values, _step: _record(metrics, values), 0)  # RLlib counts its steps itself
 
     def _push(self, chunks: Iterable[_Chunk]) -> None:
         columns: dict[int, list[_Chunk]] = {}
@@ -218,6 +224,12 @@ class _PushChunks(ConnectorV2):
         if columns:
             self._trainer.push(**_block(columns))
         self._open = going_on  # what has not gone on by now was abandoned
+
+
+def _record(metrics: Any, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, float):
+            metrics.log_value(tuple(name.split("/")), value, reduce="mean", window=1)
 
 
 def _check_one_reset(episode: SingleAgentEpisode) -> None:

@@ -6,7 +6,8 @@ collects or learns, picks no levels (`LevelReplay` inside the vector env does) a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from plr_client import InvalidInput, MissingDependency, Trainer
 from plr_client.connection import Address
 from plr_client.protocol import DEFAULT_CURRICULUM
+from plr_client.report import SCORES, TOP_LEVELS, markdown
 
 try:
+    import torch
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 except ModuleNotFoundError as error:
@@ -23,7 +26,7 @@ except ModuleNotFoundError as error:
         raise  # a module that it needs
     raise MissingDependency("stable-baselines3", "sb3") from error
 
-LOGGED = ("effective_levels", "seen_share", "replay_share", "mean_score")  # of the server's stats
+_NOT_TENSORBOARD = ("stdout", "log", "json", "csv")
 
 _PLAYED = {"levels": np.int64, "train": np.bool_, "scored": np.bool_}  # from a reset to the next
 _ENDED = {"dones": np.bool_, "truncated": np.bool_, "successes": np.bool_}
@@ -46,8 +49,8 @@ class LevelReplayCallback(BaseCallback):
     * The V to bootstrap with at the block's end is taken from the buffer too; no network is evaluated.
     * Episodes picked through `options["level"]` are left out. `info["is_success"]`, where every episode that ended in a
       rollout has it, says which were a success.
-    * Logged whenever SB3 logs: `curriculum/effective_levels`, `curriculum/seen_share`, `curriculum/replay_share` and
-      `curriculum/mean_score`, as in `plr_client.Trainer.stats`.
+    * Logged whenever SB3 logs: the dozen `curriculum/` numbers of `plr_client.Trainer.log_to`, and in TensorBoard its
+      histogram and its table too.
 
     One callback serves several calls of `learn`. A rollout that another callback stopped is not pushed. Where a `learn`
     goes on without a reset, its first row is not either if SB3 acts there on an observation that the envs have left
@@ -167,9 +170,16 @@ class LevelReplayCallback(BaseCallback):
         self._rollouts += 1
         log_interval = self.locals["log_interval"]
         if log_interval and self._rollouts % log_interval == 0:
-            stats = self._trainer.stats()
-            for name in LOGGED:
-                self.logger.record(f"curriculum/{name}", stats[name])
+            self._trainer.log_to(self._record, self.num_timesteps)
+
+    def _record(self, values: Mapping[str, Any], _step: int) -> None:
+        for name, value in values.items():
+            if name == SCORES:
+                self.logger.record(name, torch.as_tensor(value), exclude=_NOT_TENSORBOARD)
+            elif name == TOP_LEVELS:
+                self.logger.record(name, markdown(value), exclude=_NOT_TENSORBOARD)
+            else:
+                self.logger.record(name, value)
 
     def _check_told(self, dones: NDArray[np.bool_]) -> None:
         """Raises where an env has begun an episode that no end of the one before tells of."""

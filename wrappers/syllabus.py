@@ -566,7 +566,7 @@ class PrioritizedLevelReplay:
         step: int | None = None,
         log_n_tasks: int = 1,
     ) -> list[tuple[str, Any]]:
-        """Writes what the curriculum is doing.
+        """Writes what the curriculum is doing, under Syllabus' names; with a step also what `Trainer.log_to` writes.
 
         Args:
             writer: a tensorboard SummaryWriter, or the wandb module or a run.
@@ -575,7 +575,7 @@ class PrioritizedLevelReplay:
             log_n_tasks: of how many tasks probability, score and staleness are written; -1 for all.
 
         Returns:
-            All pairs written.
+            All pairs written under Syllabus' names.
 
         Raises:
             ServerUnreachable: no reply from the server.
@@ -599,11 +599,13 @@ class PrioritizedLevelReplay:
                 (f"curriculum/{name}_score", float(scores[index])),
                 (f"curriculum/{name}_staleness", int(staleness[index])),
             ]
-        for name, value in written:
-            if hasattr(writer, "add_scalar"):
+        if hasattr(writer, "add_scalar"):
+            for name, value in written:
                 writer.add_scalar(name, value, step)
-            else:
-                writer.log({name: value})
+        else:
+            writer.log(dict(written))
+        if step is not None:
+            self._trainer.log_to(writer, step)
         return written
 
     def start(self) -> None:

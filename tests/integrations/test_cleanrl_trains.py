@@ -16,6 +16,7 @@ import pytest
 import torch
 from level_env import LevelEnv, episode_of, reward_of
 from numpy.typing import NDArray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plr_client import Trainer
 from plr_server import Config, launch
@@ -128,6 +129,11 @@ def assert_scores(trainer: Trainer, expected: dict[int, float]) -> None:
     np.testing.assert_allclose(scores[seen], [expected[level] for level in ids[seen].tolist()], rtol=1e-5, atol=1e-7)
 
 
+@pytest.fixture(autouse=True)
+def _logs_go_to_a_folder_of_the_test(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def level_images():
     gym.register("LevelImages-v0", LevelImages, disable_env_checker=True)
@@ -207,6 +213,11 @@ def test_minigrid(monkeypatch):
     assert 0 <= ends.sum() - (~valid).sum() <= 4  # all but the rollout's last rows are followed by a dummy row
     assert stats["draws"] >= 4 + (~valid).sum()
     assert sum(map(len, watched.learnt)) == 2 * valid.sum()
+    logged = EventAccumulator(args.log_dir)
+    logged.Reload()
+    assert [event.step for event in logged.Scalars("charts/mean_return")] == [400, 800, 1200]
+    assert [event.value for event in logged.Scalars("curriculum/pushes")] == [1, 2, 3]
+    assert logged.Scalars("curriculum/mean_score")[-1].value == pytest.approx(stats["mean_score"])
 
 
 @pytest.mark.parametrize(("game", "updates", "ends_at_least"), [("coinrun", 1, 0), ("bigfish", 3, 4)])
@@ -262,13 +273,15 @@ def test_procgen_without_a_curriculum_plays_its_levels_uniformly():
     assert set(played) == set(range(10))
 
 
-def test_the_page_shows_the_whole_difference_which_is_at_most_13_added_lines():
+def test_the_page_shows_the_whole_difference_which_is_at_most_13_added_lines_and_one_that_logs():
     names = ("examples/cleanrl_ppo_uniform.py", "examples/cleanrl_ppo.py")
     uniform, plr = ((ROOT / name).read_text().splitlines(keepends=True) for name in names)
     diff = list(difflib.unified_diff(uniform, plr, *names))
     page = (ROOT / "docs/cleanrl.md").read_text()
     assert re.search(r"```diff\n(.*?)```", page, re.DOTALL).group(1) == "".join(diff)
-    assert 0 < sum(line.startswith("+") for line in diff) - 1 <= 13  # less the line that names the file
+    added = [line for line in diff[2:] if line.startswith("+")]
+    assert sum("log_to" in line for line in added) == 1
+    assert len(added) - 1 <= 13
     for tag, first, end, _, _ in difflib.SequenceMatcher(None, uniform, plr, autojunk=False).get_opcodes():
         assert tag != "delete" or "UniformLevels" in "".join(uniform[first:end]), (
             "more is gone than what drew the levels"

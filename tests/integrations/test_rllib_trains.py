@@ -65,7 +65,7 @@ def trained(config, iterations):
     algorithm = config.build_algo()
     try:
         for _ in range(iterations):
-            algorithm.train()
+            algorithm.last_result = algorithm.train()
         yield algorithm
     finally:
         algorithm.stop()
@@ -135,13 +135,23 @@ def check_scores(address, seen, partial, at_least):
         assert table[level] == pytest.approx(score, rel=1e-3, abs=1e-5)
 
 
+def check_metrics(algorithm, trainer):
+    """What RLlib reports of the curriculum is what the server says, but for what has been drawn since."""
+    logged, stats = algorithm.last_result["learners"]["curriculum"], trainer.stats()
+    assert len(logged) == 12
+    for name in ("seen_share", "mean_score", "max_score", "episodes", "pushes"):
+        assert logged[name] == pytest.approx(stats[name]), name
+    assert 1 < logged["effective_levels"] <= stats["levels_seen"]
+    assert 0 < logged["draws"] <= stats["draws"]
+
+
 def test_several_env_runners_cut_episodes_and_the_scores_are_those_of_the_equations(tmp_path):
     curriculum = Config(levels=range(400), gamma=GAMMA, gae_lambda=LAMBDA, replay_prob=0.3)
     with launch(curriculum) as server, Trainer(server.address) as trainer:
         config = config_of(server.address, {"shortest": 1, "longest": 30}, records=str(tmp_path))
         config.env_runners(num_env_runners=2).training(train_batch_size_per_learner=200)
-        with trained(config, 4):
-            pass
+        with trained(config, 4) as algorithm:
+            check_metrics(algorithm, trainer)
         seen, pushed = load(tmp_path, "seen"), load(tmp_path, "pushed")
         rows = seen_rows(seen)
         assert rows.total() >= 4 * 190
@@ -161,6 +171,7 @@ def test_two_learners_share_episodes_and_stitch_sees_them_whole(tmp_path):
         config.env_runners(num_env_runners=2, num_envs_per_env_runner=2)
         config.learners(num_learners=2).training(train_batch_size_per_learner=80)
         with trained(config, 10) as algorithm:
+            check_metrics(algorithm, trainer)
             algorithm.learner_group.foreach_learner(lose_the_way)
             with pytest.raises(UnknownCurriculum, match="got 'elsewhere'"):
                 algorithm.train()  # nor does a learner wait for ever for the one that failed

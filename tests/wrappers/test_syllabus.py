@@ -408,7 +408,8 @@ def test_metrics_go_to_a_writer_or_to_wandb():
         trainer.push_scores([0, 1], [3.0, 1.0])
     writer, wandb = Writer(), Wandb()
     logs = curriculum.log_metrics(writer, [("mine", 1)], step=30, log_n_tasks=-1)
-    assert dict(logs).keys() == writer.scalars.keys()
+    assert dict(logs).keys() < writer.scalars.keys()
+    assert writer.scalars["curriculum/weighted_score"][0] > writer.scalars["curriculum/mean_score"][0] == 2.0
     assert writer.scalars["mine"] == (1, 30)
     assert writer.scalars["curriculum/proportion_seen"] == (0.5, 30)
     assert writer.scalars["curriculum/score"] == (2.0, 30)
@@ -417,6 +418,7 @@ def test_metrics_go_to_a_writer_or_to_wandb():
     assert writer.scalars["curriculum/nonzero_probability_tasks"] == (2, 30)
     curriculum.log_metrics(wandb, 30)
     assert wandb.logged["curriculum/maze 0_score"] == 3.0
+    assert (wandb.logged["curriculum/max_score"], wandb.logged["global_step"]) == (3.0, 30)
     assert "curriculum/maze 1_score" not in wandb.logged
     curriculum.stop()
 
