@@ -20,6 +20,7 @@ from plr_client.errors import ConfigError, PlrError
 from plr_client.protocol import DEFAULT_CURRICULUM, MAX_FRAME_BYTES
 from plr_client.trainer import Trainer
 from plr_server.curriculum.config import Config, named_configs
+from plr_server.curriculum.presets import PRESETS
 from plr_server.curriculum.state_machine import Curriculum
 from plr_server.durability.recovery import History, read_history
 from plr_server.durability.state_dir import FSYNC, StateDir
@@ -148,6 +149,12 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
     serving.add_argument("--own-folder", action="store_true", help=argparse.SUPPRESS)  # goes with the socket
     fields = serving.add_argument_group("configuration of the curriculum")
+    fields.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default=argparse.SUPPRESS,
+        help=f"fields that belong together; whatever else is said, here or in the file, wins. {_presets()}",
+    )
     docs = Config.docs()
     for field in dataclasses.fields(Config):
         default = "0:200" if field.name == "levels" else field.default
@@ -177,6 +184,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_state_dir(commands)
     _add_check_env(commands)
     return parser
+
+
+def _presets() -> str:
+    return " ".join(
+        f"{name}: {', '.join(f'{field} {value}' for field, value in preset.fields.items())}. Source: {preset.source}. "
+        f"Measured: {preset.measured}."
+        for name, preset in PRESETS.items()
+    )
 
 
 def _add_view(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -340,9 +355,8 @@ def _configs(options: argparse.Namespace) -> dict[str, Config]:
     fields: dict[str, Any] = _read_toml(options.config) if options.config else {}
     if options.config_json == "-":
         fields |= json.load(sys.stdin)
-    said = {name: value for name, value in vars(options).items() if name in Config.docs()}
-    configs = named_configs(fields | said)
-    return {name: dataclasses.replace(config, **said) for name, config in configs.items()}
+    known = (*Config.docs(), "preset")
+    return named_configs(fields, {name: value for name, value in vars(options).items() if name in known})
 
 
 def _read_toml(path: str) -> dict[str, Any]:

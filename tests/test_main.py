@@ -20,6 +20,7 @@ import pytest
 from plr_client import ConfigError, LevelClient, Trainer
 from plr_server import Config, launch
 from plr_server.__main__ import _configs, _joined, _parser, main
+from plr_server.curriculum.presets import PRESETS
 
 # Every field with a value that is not its default: Python, command line, TOML.
 FIELDS = {
@@ -217,6 +218,9 @@ def test_help_explains_every_field_with_its_default(capsys, monkeypatch):
         "plr-server ready at ADDRESS",
     ):
         assert words in text
+    for name, preset in PRESETS.items():
+        assert f"{name}: strategy {preset.fields['strategy']}, " in text
+        assert f"Source: {preset.source}. Measured: {preset.measured}." in text
     for hidden in ("--config-json", "--ready-fd", "--parent-pid", "--own-folder"):
         assert hidden not in text
 
@@ -231,6 +235,11 @@ def test_serve_says_when_it_is_ready_and_plays_what_it_was_told(ipc, tmp_path):
         assert server.ready == f"plr-server ready at {ipc} (3 levels, sequential, power)\n"
         with LevelClient(ipc) as client:
             assert [assignment.level for assignment in client.next(4)] == [7, 5, 6, 7]
+
+
+def test_a_preset_is_served(ipc):
+    with faults.daemon(ipc, "--preset", "learnability", "--levels", "0:7") as server:
+        assert server.ready == f"plr-server ready at {ipc} (7 levels, learnability, power)\n"
 
 
 def test_the_ready_line_names_the_real_port():
@@ -317,6 +326,15 @@ def test_an_option_wins_in_every_curriculum(tmp_path):
         "train": Config(alpha=0.5, strategy="uniform"),
         "eval": Config(alpha=0.5, strategy="uniform", levels=range(9)),
     }
+
+
+def test_a_preset_gives_way_to_the_file_and_the_options(tmp_path):
+    file = tmp_path / "plr.toml"
+    file.write_text('preset = "robust"\nreplay_prob = 0.9\n')
+    assert configured("--preset", "learnability") == Config.preset("learnability")
+    assert configured("--config", str(file)) == Config.preset("robust", replay_prob=0.9)
+    both = configured("--config", str(file), "--preset", "accel", "--temperature", "0.2")
+    assert both == Config.preset("accel", replay_prob=0.9, temperature=0.2)
 
 
 # ---- view

@@ -16,6 +16,7 @@ import numpy as np
 
 from plr_client.errors import ConfigError
 from plr_client.protocol import DEFAULT_CURRICULUM
+from plr_server.curriculum.presets import PRESETS
 from plr_server.curriculum.sampling.transforms import TRANSFORMS
 from plr_server.curriculum.scoring.strategies import STRATEGIES
 
@@ -158,6 +159,24 @@ class Config:
         object.__setattr__(self, name, number)
 
     @staticmethod
+    def preset(name: str, **fields: Any) -> Config:
+        """Builds a configuration from a preset.
+
+        Args:
+            name: one of `plr_server.curriculum.presets.PRESETS`: paper-procgen, learnability, robust, accel.
+            **fields: those of a configuration; they win over the preset's.
+
+        Raises:
+            ConfigError: there is no such preset, or a field is not what it must be.
+
+        >>> Config.preset("learnability", levels="0:4000").transform
+        'power'
+        """
+        if name not in tuple(PRESETS):  # tuple: what was given may not be hashable
+            raise ConfigError("preset", f"one of {', '.join(PRESETS)}", repr(name))
+        return Config(**PRESETS[name].fields | fields)
+
+    @staticmethod
     def docs() -> dict[str, str]:
         """Returns what each field means, by name."""
         return {field.name: field.metadata["doc"] for field in dataclasses.fields(Config)}
@@ -176,24 +195,25 @@ class Config:
         """Builds a configuration from plain values.
 
         Args:
-            fields: by field name; what is missing takes its default.
+            fields: by field name; what is missing takes its default, or what `preset` says, where there is one.
 
         Raises:
             ConfigError: a name is unknown, or a value is not what it must be.
         """
-        known = Config.docs()
-        for name in fields:
+        known, given = Config.docs(), {name: value for name, value in fields.items() if name != "preset"}
+        for name in given:
             if name not in known:
-                raise ConfigError(name, f"a field among {', '.join(known)}", "an unknown name")
-        return Config(**fields)
+                raise ConfigError(name, f"a field among {', '.join(known)}, or preset", "an unknown name")
+        return Config.preset(fields["preset"], **given) if "preset" in fields else Config(**given)
 
 
-def named_configs(fields: Mapping[str, Any]) -> dict[str, Config]:
+def named_configs(fields: Mapping[str, Any], said: Mapping[str, Any] | None = None) -> dict[str, Config]:
     """Returns the configurations of a server's curricula by name.
 
     Args:
         fields: plain values by field name, and under "curricula", where there is more than one, a table of such fields
             for each name. What a table lacks it takes from the top.
+        said: fields that win over these, in every curriculum.
 
     Raises:
         ConfigError: a name is unknown, or a value is not what it must be.
@@ -202,7 +222,7 @@ def named_configs(fields: Mapping[str, Any]) -> dict[str, Config]:
     tables = fields.get("curricula", {DEFAULT_CURRICULUM: {}})
     if not (isinstance(tables, Mapping) and tables and all(isinstance(table, Mapping) for table in tables.values())):
         raise ConfigError("curricula", "a table of fields for each name, at least one", f"{tables!r:.80}")
-    return {name: Config.from_dict(shared | dict(table)) for name, table in tables.items()}
+    return {name: Config.from_dict(shared | dict(table) | dict(said or {})) for name, table in tables.items()}
 
 
 def _levels(given: Any) -> range | tuple[int, ...] | str:

@@ -229,4 +229,6 @@ def test_missing_fields_take_their_defaults():
 def test_an_unknown_field_is_refused_and_the_known_ones_named():
     with pytest.raises(ConfigError) as raised:
         Config.from_dict({"temprature": 0.1})
-    assert str(raised.value) == f"temprature: expected a field among {', '.join(FIELDS)}, got an unknown name"
+    assert (
+        str(raised.value) == f"temprature: expected a field among {', '.join(FIELDS)}, or preset, got an unknown name"
+    )

@@ -28,6 +28,8 @@ from run import ALL, run, trained
 from study import Job
 from tasks import TASKS
 
+from plr_server.curriculum.presets import PRESETS
+
 STUDY = Path(study.__file__).parent
 SMALL = Job("multiroom", "learnability", 3)
 NUM_UPDATES = 3
@@ -247,6 +249,10 @@ def test_the_protocol_says_what_the_study_does():
     for name, fields in study.ARMS.items():
         said = ", ".join(f"{field}={value!r}" for field, value in fields.items()).replace("'", '"')
         assert f"| {name} | `{said}` |" in text, said
+
+
+def test_what_is_measured_of_a_preset_is_measured_with_its_fields():
+    assert study.ARMS["learnability"] == PRESETS["learnability"].fields
 
 
 def test_rows_that_are_written_do_not_make_the_tree_a_changed_one():
