@@ -32,7 +32,7 @@ from plr_client.errors import (
     UnknownOperation,
     VersionMismatch,
 )
-from plr_client.levels import Assignment, Assignments, Level, LevelClient
+from plr_client.levels import Assignment, Assignments, Level, LevelClient, TableRows
 from plr_client.segment import Segment
 from plr_client.trainer import Trainer
 
@@ -64,6 +64,7 @@ __all__ = [
     "StateDiverged",
     "StateNotWritten",
     "StepsDropped",
+    "TableRows",
     "TooManyOpenFiles",
     "TooManySessions",
     "Trainer",

@@ -30,6 +30,7 @@ from plr_client.protocol import (
 )
 
 NO_PARENT = -1
+NEVER = -1  # of `TableRows.since_played`
 
 
 class Assignment(NamedTuple):
@@ -77,6 +78,29 @@ class Level:
     level: int
     payload: Any
     parent: int | None
+
+
+class TableRows(NamedTuple):
+    """Rows of the level table, in the order of `Trainer.scores`. A level has been played where an episode of it ended.
+
+    Attributes:
+        ids: (m,) int64.
+        scores: (m,) float64, 0 where unseen.
+        staleness: (m,) int64, draws since the level was last drawn.
+        seen: (m,) bool.
+        plays: (m,) int32, how many episodes of it have been pushed since it is in the table: those that ended, of
+            agents of one env each, and every score of `push_scores`.
+        last_returns: (m,) float64, what the last of them returned, undiscounted; NaN where no rewards were pushed.
+        since_played: (m,) int64, draws since the last of them was pushed, which its score is as old as; -1 for none.
+    """
+
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    staleness: NDArray[np.int64]
+    seen: NDArray[np.bool_]
+    plays: NDArray[np.int32]
+    last_returns: NDArray[np.float64]
+    since_played: NDArray[np.int64]
 
 
 class LevelClient:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plr_client.connection import Address, Connection
 from plr_client.errors import InvalidInput, MissingField
-from plr_client.levels import NO_PARENT, Level
+from plr_client.levels import NO_PARENT, Level, TableRows
 from plr_client.protocol import DEFAULT_CURRICULUM, join_payloads, pack_payloads, split_payloads, unpack_payload
 from plr_client.report import report, write
 from plr_client.segment import Segment
@@ -342,6 +342,19 @@ class Trainer:
         """
         counters, weights = self.counters(), self.weights()
         write(report(counters, weights, self.scores()), writer, step)
+
+    def table(self, begin: int = 0, stop: int | None = None) -> TableRows:
+        """Returns rows of the level table, in the order of `scores`, with what was played; for people to look at.
+
+        Args:
+            begin: the first row, 0 or more.
+            stop: the row before which to stop, 0 or more; None for all. Rows that are not there are left out.
+
+        Raises:
+            InvalidInput: one of them is no such integer.
+            ServerUnreachable: no reply within the timeout.
+        """
+        return TableRows(**self._connection.request("table", {"begin": begin, "stop": stop}).arrays)
 
     def save(self) -> None:
         """Has the server write its whole state to its state directory now; returns when it is on the disk.

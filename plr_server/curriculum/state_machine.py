@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from plr_client.errors import InvalidInput, NoLevels
-from plr_client.levels import NO_PARENT, Assignment, Assignments, Level, check_k
-from plr_client.protocol import MAX_PAYLOADS, pack_payloads, unpack_payload
+from plr_client.levels import NEVER, NO_PARENT, Assignment, Assignments, Level, TableRows, check_k
+from plr_client.protocol import MAX_PAYLOADS, pack_payloads, shown, unpack_payload
 from plr_server.curriculum.arrays import as_array, ids_of, scores_of, slots_of
 from plr_server.curriculum.assigner import Assigner, cap_of, sampling_options
 from plr_server.curriculum.config import Config
@@ -29,7 +29,7 @@ from plr_server.curriculum.spaces import space_of
 from plr_server.curriculum.spaces.open_space import OpenSpace, PayloadSpace
 from plr_server.curriculum.table import NOBODY, LevelTable
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 _FIELDS = frozenset(FIELDS)
 
 
@@ -253,6 +253,7 @@ class Curriculum:
         past = {level: self._num_levels + place for place, level in enumerate(scored.reserved.tolist())}
         self._score(scored.levels.tolist(), scored.scores, self._scorer.alpha, past)
         self._scorer.forget_reserved()
+        self._table.played(scored.ended_levels, scored.returns)
         self._counts["pushes"] += 1
         self._counts["steps"] += scored.num_steps
         self._counts["episodes"] += scored.num_finished
@@ -281,6 +282,7 @@ class Curriculum:
         given = scores_of(scores, ids.shape)
         self._space.indices(ids)
         self._score(ids.tolist(), given, self.config.alpha)
+        self._table.played(ids, np.full(len(ids), np.nan))
         self._counts["pushes"] += 1
         return len(ids)
 
@@ -388,6 +390,33 @@ class Curriculum:
         ids = self._space.ids(np.arange(num))
         return ids, sampler.scores[:num].copy(), sampler.draws - sampler.last_drawn[:num], sampler.seen[:num].copy()
 
+    def table(self, begin: int = 0, stop: int | None = None) -> TableRows:
+        """Returns rows of the level table, in the order of `scores`; for people to look at.
+
+        Args:
+            begin: the first row, 0 or more.
+            stop: the row before which to stop, 0 or more; None for all. Rows that are not there are left out.
+
+        Raises:
+            InvalidInput: one of them is no such integer.
+        """
+        for name, row in (("begin", begin), ("stop", 0 if stop is None else stop)):
+            if type(row) is not int or row < 0:
+                raise InvalidInput(name, "a row, an integer from 0 on", shown(row))
+        num = self._num_indices()
+        at = slice(min(begin, num), num if stop is None else min(max(begin, stop), num))
+        sampler, table = self._sampler, self._table
+        plays, last_played = table.plays[at].copy(), table.last_played[at]
+        return TableRows(
+            ids=self._space.ids(np.arange(at.start, at.stop)),
+            scores=sampler.scores[at].copy(),
+            staleness=sampler.draws - sampler.last_drawn[at],
+            seen=sampler.seen[at].copy(),
+            plays=plays,
+            last_returns=table.last_returns(at),
+            since_played=np.where(plays > 0, sampler.draws - last_played, NEVER),
+        )
+
     def levels(self, levels: ArrayLike) -> list[Level]:
         """Returns what levels are, and what they were made from; for levels="payloads".
 
@@ -461,16 +490,18 @@ class Curriculum:
         """Returns a copy of the whole state, plain values and numpy arrays; `from_state` goes on from it bit for bit.
 
         Returns:
-            * format: 1, the version of this layout.
+            * format: 2, the version of this layout.
             * config: the fields of the configuration, as `Config.to_dict` gives them.
             * generator: of the draws, as numpy gives it.
             * sampler: scores float64, seen bool, last_drawn int64, each (N,) by index, and draws, so far.
             * space: of an open one, its table, what waits to be handed out, and when new levels were drawn; else empty.
             * held: holder -> slot -> level, what is in flight.
-            * scorer: open (the episodes that a block's end cut, by source, under "stitch"), pools (steps that wait to
-              be a block, by source), history (best returns or windows by index, and what is under way; None unless the
-              strategy looks back), function (pickled; None unless one was sent), forgotten.
+            * scorer: under_way (what the episodes that a block's end cut have earned, by source), open (their steps, by
+              source, under "stitch"), pools (steps that wait to be a block, by source), history (best returns or
+              windows by index; None unless the strategy looks back), function (pickled; None unless one was sent),
+              forgotten.
             * counts: replays, pushes, steps, episodes, scores, entered, evicted, rejected, so far.
+            * table: plays int32, last_played int64 and last_return float64, each (N,) by index.
 
             Of a closed space an index is a level's position in `levels`; of an open one its place in the table.
         """
@@ -484,6 +515,7 @@ class Curriculum:
                 "held": self._assigner.in_flight.state(),
                 "scorer": self._scorer.state(),
                 "counts": self._counts | self._table.counts(),
+                "table": self._table.state(),
             }
         )
 
@@ -499,7 +531,8 @@ class Curriculum:
             ScoreFunctionError: a function that was sent cannot be unpickled here.
         """
         if state.get("format") != STATE_FORMAT:
-            raise InvalidInput("state", f"format {STATE_FORMAT}", f"{state.get('format')!s:.20}")
+            expected = f"format {STATE_FORMAT}, this version's (go on with the version that wrote it, or begin anew)"
+            raise InvalidInput("state", expected, f"format {state.get('format')!s:.20}")
         state = copy.deepcopy(dict(state))
         curriculum = cls(Config.from_dict(state["config"]))
         curriculum._scorer.restore(state["scorer"])
@@ -511,6 +544,6 @@ class Curriculum:
             curriculum.config, curriculum._space, curriculum._sampler, curriculum._rng, state["held"]
         )
         curriculum._table = LevelTable(curriculum._space, curriculum._sampler, curriculum._assigner.became_seen)
-        curriculum._table.restore(state["counts"])
+        curriculum._table.restore(state["counts"], state["table"])
         curriculum._counts = {name: state["counts"][name] for name in curriculum._counts}
         return curriculum

@@ -1,6 +1,7 @@
 """The level table: applies scores to levels, and decides who enters and who leaves where the level space is open.
 
-Used by the state machine. What is given to `apply` has been checked: it cannot fail. No IO, no generator.
+It counts what was played, too, for people to look at: no draw depends on that. Used by the state machine. What
+is given to `apply` and `played` has been checked: they cannot fail. No IO, no generator.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class LevelTable:
         first_scores: called with the indices (m,) of levels that have just become seen.
 
     Attributes:
+        plays: (N,) int32, by index, the episodes that ended on the level since it is in the table.
+        last_played: (N,) int64, how many levels had been drawn when the last of them was noted; 0 where there is none.
         scores: how many scores were applied so far.
         entered: how many levels came into the table of an open space.
         evicted: how many of them took another one's place.
@@ -37,6 +40,9 @@ class LevelTable:
 
     def __init__(self, space: LevelSpace, sampler: Sampler, first_scores: Callable[[Ints], None]) -> None:
         self._space, self._sampler, self._first_scores = space, sampler, first_scores
+        self.plays = np.zeros(len(space), dtype=np.int32)
+        self.last_played = np.zeros(len(space), dtype=np.int64)
+        self._last_return = np.zeros(len(space))  # says nothing where there are no plays
         self.scores = self.entered = self.evicted = self.rejected = 0
 
     def check(self, num_scores: int, num_outside: int) -> None:
@@ -128,6 +134,7 @@ class LevelTable:
             self._sampler.forget(np.array([index]))
             self.evicted += 1
         replace_past(index, past.get(level))
+        self.plays[index] = self.last_played[index] = 0
         # Staleness counts from the last draw, or from now where there is none.
         self._sampler.place(index, space.drawn_at(level, self._sampler.draws))
         space.enter(level, index)
@@ -153,11 +160,37 @@ class LevelTable:
             self._first_scores(unique[~seen])
         self.scores += len(indices)
 
+    def played(self, levels: Ints, returns: Floats) -> None:
+        """Notes episodes that ended, those of one level in the order in which they did.
+
+        Args:
+            levels: (m,) ids; those that are not in the table are left out.
+            returns: (m,) what each returned; NaN where that is not known, which leaves the last one that is.
+        """
+        indices = self._space.indices(levels)
+        if isinstance(self._space, OpenSpace):
+            inside = indices != NOT_IN_TABLE
+            indices, returns = indices[inside], returns[inside]
+        self._last_return[indices[self.plays[indices] == 0]] = np.nan
+        np.add.at(self.plays, indices, 1)
+        self.last_played[indices] = self._sampler.draws
+        known = ~np.isnan(returns)
+        self._last_return[indices[known]] = returns[known]  # of several on one level, the last
+
+    def last_returns(self, at: slice) -> Floats:
+        """Returns, of the levels at some indices, what their last episode of known return returned; NaN for none."""
+        return np.where(self.plays[at] > 0, self._last_return[at], np.nan)
+
     def counts(self) -> dict[str, int]:
         """Returns scores, entered, evicted and rejected."""
         return {name: getattr(self, name) for name in ("scores", "entered", "evicted", "rejected")}
 
-    def restore(self, counts: Mapping[str, Any]) -> None:
-        """Goes back to what `counts` gave."""
+    def state(self) -> dict[str, Any]:
+        """Returns what was played: plays, last_played and last_return, (N,) each; the caller copies it."""
+        return {"plays": self.plays, "last_played": self.last_played, "last_return": self._last_return}
+
+    def restore(self, counts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Goes back to what `counts` and `state` gave; the arrays become its own."""
         for name in self.counts():
             setattr(self, name, counts[name])
+        self.plays, self.last_played, self._last_return = state["plays"], state["last_played"], state["last_return"]

@@ -110,6 +110,7 @@ class Dispatcher:
             "stats": self._stats,
             "weights": _weights,
             "scores": _scores,
+            "table": _table,
             "levels": _levels,
             "save": self._save,
         }
@@ -440,6 +441,11 @@ def _weights(curriculum: Curriculum, _request: Request) -> Result:
 
 def _scores(curriculum: Curriculum, _request: Request) -> Result:
     return _NONE, dict(zip(("ids", "scores", "staleness", "seen"), curriculum.scores(), strict=True)), None
+
+
+def _table(curriculum: Curriculum, request: Request) -> Result:
+    begin, stop = request.args.get("begin", 0), request.args.get("stop")
+    return _NONE, curriculum.table(begin, stop)._asdict(), None
 
 
 def _levels(curriculum: Curriculum, request: Request) -> Result:

@@ -72,6 +72,10 @@ def test_the_server_does_exactly_what_the_curriculum_does():
         )
         assert faults.same(trainer.scores(), curriculum.scores())
         assert faults.same(trainer.weights(), curriculum.weights())
+        assert faults.same(trainer.table(), curriculum.table())
+        assert faults.same(trainer.table(3, 5), curriculum.table(3, 5))
+        with pytest.raises(InvalidInput, match="begin: expected a row, an integer from 0 on, got -1"):
+            trainer.table(-1)
         stats = trainer.stats()
         assert (stats.pop("sessions"), stats.pop("prefetched"), stats.pop("prefetch_lag_pushes")) == (1, 0, 0.0)
         assert faults.same(stats, curriculum.stats())

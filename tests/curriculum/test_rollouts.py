@@ -24,7 +24,7 @@ def test_what_comes_out_has_the_promised_dtypes_and_only_what_the_strategy_reads
     assert rollout.valid is None
     assert rollout.columns.tolist() == list(range(6))
     rollout = checked("min_margin", fields)
-    assert rollout.values is rollout.rewards is rollout.next_values is rollout.truncated is None
+    assert rollout.values is rollout.next_values is rollout.truncated is None
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.int64, np.uint8, bool])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import shutil
 import signal
@@ -25,6 +26,7 @@ from plr_client import (
 )
 from plr_client.protocol import decode_reply
 from plr_server import Config, Curriculum, launch
+from plr_server.curriculum import state_machine
 from plr_server.curriculum.scoring.strategies import STRATEGIES
 from plr_server.durability import state_dir
 from plr_server.durability.state_dir import StateDir
@@ -272,6 +274,17 @@ def test_a_folder_of_another_configuration_is_refused(servers):
         servers(Config(levels=range(11)), copy)
     with pytest.raises(ConfigError, match=r"seed: expected 0 as in the state directory .*, got 1"):
         servers(Config(levels=range(10), seed=1), copy)
+
+
+def test_a_folder_of_another_version_is_refused_and_left_alone(servers, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(state_machine, "STATE_FORMAT", 1)
+        first = servers()
+    copy = shutil.copytree(first.path, first.path.with_name("copy"))
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    with pytest.raises(InvalidInput, match=r"state: expected format 2, .* the version that wrote it.*, got format 1"):
+        servers(path=copy)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before | {"lock": str(os.getpid()).encode()}
 
 
 def test_another_state_from_the_same_commands_is_refused(servers, monkeypatch):

@@ -1,6 +1,6 @@
 """ByColumn: what is kept of a source's env columns from one push to the next, and for how long.
 
-Used by the history and the stitching. Deterministic: it counts pushes, not time.
+Used by the stitching; its limits are those of under_way too. Deterministic: it counts pushes, not time.
 """
 
 from __future__ import annotations

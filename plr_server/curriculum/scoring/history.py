@@ -1,4 +1,4 @@
-"""History: what is remembered of each level, and of each episode under way, for the strategies that look back.
+"""History: what is remembered of each level, for the strategies that look back.
 
 Used by the curriculum. Looking back and remembering are two steps, so that a push that fails in between has changed
 nothing. No IO; arrays are allocated only for what the strategy remembers.
@@ -15,26 +15,10 @@ from numpy.typing import NDArray
 
 from plr_client.errors import InvalidInput
 from plr_server.curriculum.arrays import Floats, Ints
-from plr_server.curriculum.scoring.columns import ByColumn
 from plr_server.curriculum.scoring.episodes import Episodes
 from plr_server.curriculum.scoring.rollouts import UNSAID
 
 MAX_WINDOW_NUMBERS = 2**22  # of the episodes of one push: the window after each
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class UnderWay:
-    """An episode that a block's end cut and that was scored up to there.
-
-    Attributes:
-        level: what it is played on.
-        steps: its valid steps so far.
-        earned: the sum of its rewards so far; None where some were not pushed.
-    """
-
-    level: int
-    steps: int
-    earned: float | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,9 +46,6 @@ class Past:
         best: (E,) the highest return of an episode finished on the level, up to and with this one in the order of
             application; -inf where there is none.
         windows: of m rows, the last returns or successes of each one's level, its own at the end.
-        under_way: by column id, the episodes that the block's end cut.
-        over: the ids of the columns that have episodes in the block, none of which is under way after it.
-        columns: (N,) the ids of the block's columns.
     """
 
     order: Ints
@@ -73,9 +54,6 @@ class Past:
     steps_before: Ints
     best: Floats | None
     windows: Windows | None
-    under_way: dict[int, UnderWay]
-    over: set[int]
-    columns: Ints
 
 
 class History:
@@ -85,41 +63,31 @@ class History:
         num_levels: N.
         remembers: what of each level: its "best" return, its last "returns" or its last "successes".
         window: W, how many of the last ones.
-        carries: whether episodes come in parts, block by block, so that what the parts earned is to be added up.
     """
 
-    def __init__(self, num_levels: int, remembers: str, *, window: int, carries: bool) -> None:
+    def __init__(self, num_levels: int, remembers: str, *, window: int) -> None:
         self._num_levels = num_levels
-        self._carries = carries
         self._of_successes = remembers == "successes"
         self._best = np.full(num_levels, -np.inf) if remembers == "best" else None
         self._windows: Windows | None = None
         if self._best is None:
             values = np.zeros((num_levels, window), dtype=np.uint8 if self._of_successes else np.float64)
             self._windows = Windows(values, np.zeros(num_levels, dtype=np.int32))
-        self._under_way: dict[str, ByColumn[UnderWay]] = {}  # by source
 
-    def look_back(self, episodes: Episodes, *, order: Ints, indices: Ints, columns: Ints, source: str) -> Past:
+    def look_back(self, episodes: Episodes, *, order: Ints, indices: Ints, returns: Floats, steps_before: Ints) -> Past:
         """Puts the episodes of a block beside what is remembered; changes nothing.
 
         Args:
             episodes: its E episodes.
             order: (m,) which of the episodes are scored, in the order in which they are applied.
             indices: (m,) the index of each one's level.
-            columns: (N,) the column ids.
-            source: who pushed; columns are counted for each source apart.
+            returns: (E,) undiscounted, from the episode's first step on; NaN where rewards were not pushed.
+            steps_before: (E,) valid steps of the episode in earlier blocks.
 
         Raises:
             InvalidInput: so many windows at once would take too much memory.
         """
         count = len(episodes)
-        returns, steps_before = np.full(count, np.nan), np.zeros(count, dtype=np.int64)
-        if episodes.rewards is not None and count:
-            returns = np.add.reduceat(episodes.rewards, episodes.begin)
-        under_way: dict[int, UnderWay] = {}
-        over: set[int] = set()
-        if self._carries:
-            under_way, over = self._carry(episodes, returns, steps_before, columns, source)
         if self._windows is not None and len(order) * self._windows.values.shape[1] > MAX_WINDOW_NUMBERS:
             most = MAX_WINDOW_NUMBERS // self._windows.values.shape[1]
             raise InvalidInput("levels", f"at most {most} finished episodes in one push (window)", str(len(order)))
@@ -134,30 +102,9 @@ class History:
                 said = episodes.success[order]
                 new = np.where(said == UNSAID, new > 0, said == 1)
             windows = windows_after(self._windows, indices, new)
-        return Past(order, indices, returns, steps_before, best, windows, under_way, over, columns)
+        return Past(order, indices, returns, steps_before, best, windows)
 
-    def _carry(
-        self, episodes: Episodes, returns: Floats, steps_before: Ints, columns: Ints, source: str
-    ) -> tuple[dict[int, UnderWay], set[int]]:
-        """Adds to the columns' first episodes what they did before; returns what is under way now, and what is over."""
-        names, before = columns.tolist(), self._under_way.get(source)
-        present, first = (found.tolist() for found in np.unique(episodes.column, return_index=True))
-        for n, e in zip(present, first, strict=True):
-            part = None if before is None else before.get(names[n])
-            if part is not None and part.level == episodes.level[e]:
-                returns[e] += np.nan if part.earned is None else part.earned
-                steps_before[e] = part.steps
-        under_way = {
-            names[episodes.column[e]]: UnderWay(
-                level=int(episodes.level[e]),
-                steps=int(steps_before[e] + episodes.steps[e]),
-                earned=None if np.isnan(returns[e]) else float(returns[e]),
-            )
-            for e in np.flatnonzero(~episodes.finished).tolist()
-        }
-        return under_way, {names[n] for n in present} - under_way.keys()
-
-    def remember(self, past: Past, source: str) -> None:
+    def remember(self, past: Past) -> None:
         """Takes over what `look_back` found."""
         if self._best is not None and past.best is not None:
             np.maximum.at(self._best, past.indices, past.best[past.order])
@@ -166,9 +113,6 @@ class History:
             newest = len(past.indices) - 1 - from_end
             self._windows.values[levels] = past.windows.values[newest]
             self._windows.filled[levels] = past.windows.filled[newest]
-        if self._carries:
-            by_column = self._under_way.setdefault(source, ByColumn())
-            by_column.update(past.columns.tolist(), past.under_way, past.over)
 
     def reserve(self, num: int) -> None:
         """Sees to it that beyond the N levels there are places for so many more, without a past until used."""
@@ -198,20 +142,10 @@ class History:
             self._windows.values[index] = 0 if by is None else self._windows.values[by]
             self._windows.filled[index] = 0 if by is None else self._windows.filled[by]
 
-    def forget(self, source: str) -> None:
-        """Drops the episodes under way of a source that will not push again."""
-        self._under_way.pop(source, None)
-
-    def drop(self, source: str, columns: Ints) -> None:
-        """Drops the episodes under way of some columns."""
-        if source in self._under_way:
-            self._under_way[source].drop(columns.tolist())
-
     def state(self) -> dict[str, Any]:
         """Returns what is remembered.
 
-        best: (N,) or None; windows: None, or values (N, W) and filled (N,); under_way: by source and column, the level,
-        the steps and what was earned.
+        best: (N,) or None; windows: None, or values (N, W) and filled (N,).
         """
         num = self._num_levels
         windows = None
@@ -220,21 +154,12 @@ class History:
         return {
             "best": None if self._best is None else self._best[:num],
             "windows": windows,
-            "under_way": {source: kept.state(_plain) for source, kept in self._under_way.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to what `state` gave; the arrays become its own."""
         self._best = state["best"]
         self._windows = None if state["windows"] is None else Windows(**state["windows"])
-        self._under_way = {
-            source: ByColumn.from_state(kept, lambda plain: UnderWay(*plain))
-            for source, kept in state["under_way"].items()
-        }
-
-
-def _plain(part: UnderWay) -> list[Any]:
-    return [part.level, part.steps, part.earned]
 
 
 def running_best(best: Floats, indices: Ints, returns: Floats) -> Floats:

@@ -41,7 +41,7 @@ Turn = Callable[[NDArray[Any]], NDArray[Any]]
 class Rollout(NamedTuple):
     """One checked rollout block: N env columns of T steps, column-major, so that an episode's steps lie side by side.
 
-    Fields that the strategy does not read are None.
+    Fields that the strategy does not read are None, but for rewards.
 
     Attributes:
         columns: (N,) the ids of the columns, distinct.
@@ -110,7 +110,7 @@ def check(
     valid = None if fields.get("valid") is None else _bools("valid", fields["valid"], shape, turn)
     if valid is not None and np.count_nonzero(valid) == valid.size:
         valid = None
-    read = (*needs, *takes)
+    read = (*needs, *takes, "rewards")  # whatever the strategy reads, the table keeps what a level last returned
     kept = {name: array for name, array in _floats(fields, shape, turn, valid).items() if name in read}
     bootstraps = {"values", "rewards", "next_values"} <= kept.keys()
     truncated, final_values = _truncation(

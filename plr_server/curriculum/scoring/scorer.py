@@ -25,6 +25,7 @@ from plr_server.curriculum.scoring.pools import joined as joined_steps
 from plr_server.curriculum.scoring.rollouts import MAX_LOGITS, MAX_STEPS, Rollout, check
 from plr_server.curriculum.scoring.stitching import OpenEpisodes, Stitched
 from plr_server.curriculum.scoring.strategies import FUNCTION, Strategy, strategy_named
+from plr_server.curriculum.scoring.under_way import Carried, UnderWay
 from plr_server.curriculum.spaces.open_space import NOT_IN_TABLE
 
 MAX_OPEN_BYTES = 2**29  # of open episodes, of all sources
@@ -44,8 +45,11 @@ class ScoredBlock:
         reserved: (k,) the ids of the levels whose past has a place beyond the table in the history, in that order.
         num_outside: how many of them are not in the table.
         num_steps: valid steps of the block.
-        num_finished: episodes that ended.
+        ended_levels: (e,) the ids of the levels of the episodes that ended, in that order, those of agents one by one.
+        returns: (e,) what each returned, undiscounted; NaN where rewards were not pushed.
+        num_finished: episodes that ended, agents of one env counted once.
         stitched: its episodes.
+        carried: what they earned.
         past: what came before them; None where the strategy does not look back.
         ended: parts of agents whose groups play on.
     """
@@ -55,8 +59,11 @@ class ScoredBlock:
     reserved: Ints
     num_outside: int
     num_steps: int
+    ended_levels: Ints
+    returns: Floats
     num_finished: int
     stitched: Stitched
+    carried: Carried
     past: Past | None
     ended: ScoredEpisodes
 
@@ -87,6 +94,7 @@ class Scorer:
         self._pickled: bytes | None = None  # the function that was sent
         self.history = self._new_history()
         self.forgotten = 0
+        self._under_way: dict[str, UnderWay] = {}  # by source
         self._open: dict[str, OpenEpisodes] = {}  # by source, under "stitch"
         self._pools: dict[str, StepPool] = {}  # by source
 
@@ -94,7 +102,7 @@ class Scorer:
         remembers = self._strategy.remembers
         if remembers is None:
             return None
-        return History(self._num_levels, remembers, window=self._config.window, carries=not self._stitches)
+        return History(self._num_levels, remembers, window=self._config.window)
 
     @property
     def alpha(self) -> float:
@@ -119,6 +127,9 @@ class Scorer:
         """
         config, strategy = self._config, self._strategy
         block, opened = find_episodes(rollout), self._open.get(source)
+        carried = (self._under_way.get(source) or UnderWay()).look(block, rollout.columns)
+        if "rewards" not in (*strategy.needs, *strategy.takes):
+            block = dataclasses.replace(block, rewards=None)  # of no use to what follows
         stitched = Stitched(block, block, {}) if opened is None else opened.stitch(block, rollout.columns)
         episodes = stitched.whole
         indices = indices_of(episodes.level)
@@ -132,9 +143,14 @@ class Scorer:
             self.history.reserve(len(reserved))
             places = np.where(outside, self._num_levels + reserved.searchsorted(episodes.level), indices)
             past = self.history.look_back(
-                episodes, order=in_order, indices=places[in_order], columns=rollout.columns, source=source
+                episodes,
+                order=in_order,
+                indices=places[in_order],
+                returns=carried.returns,
+                steps_before=np.zeros_like(carried.steps_before) if self._stitches else carried.steps_before,
             )
         mean, highest = self._score(episodes, past)
+        that_ended = in_order[episodes.finished[in_order]]
         level, ended = episodes.level, NO_PARTS
         num_finished = int(episodes.finished.sum())
         if rollout.groups is not None and strategy.per_window is None:
@@ -154,8 +170,11 @@ class Scorer:
             reserved=reserved,
             num_outside=len(np.unique(episodes.level[outside])),
             num_steps=int(block.steps.sum()),
+            ended_levels=episodes.level[that_ended],
+            returns=carried.returns[that_ended],
             num_finished=num_finished,
             stitched=stitched,
+            carried=carried,
             past=past,
             ended=ended,
         )
@@ -169,8 +188,9 @@ class Scorer:
 
     def keep(self, scored: ScoredBlock, columns: Ints, source: str) -> None:
         """Takes over what `look` found; `forget_reserved` has to follow once the scores are applied."""
+        self._under_way.setdefault(source, UnderWay()).keep(scored.carried)
         if self.history is not None and scored.past is not None:
-            self.history.remember(scored.past, source)
+            self.history.remember(scored.past)
         if self._stitches:
             opened = self._open.setdefault(source, OpenEpisodes())
             self.forgotten += opened.keep(scored.stitched, columns, scored.ended)
@@ -212,8 +232,8 @@ class Scorer:
         """Returns the error of a pooled block that cannot be scored: it is gone, with the episodes of its columns."""
         if source in self._open:
             self._open[source].drop(block.columns)
-        if self.history is not None:
-            self.history.drop(source, block.columns)
+        if source in self._under_way:
+            self._under_way[source].drop(block.columns)
         told = str(reason) if isinstance(reason, PlrError) else type(reason).__name__
         return StepsDropped(block.dones.shape[1], told)
 
@@ -221,8 +241,7 @@ class Scorer:
         """Drops what waits for a source that will not push again."""
         self._open.pop(source, None)
         self._pools.pop(source, None)
-        if self.history is not None:
-            self.history.forget(source)
+        self._under_way.pop(source, None)
 
     def set_function(self, pickled: bytes) -> None:
         """Scores with a function from now on: see `plr_server.Curriculum.set_score_function`.
@@ -239,6 +258,7 @@ class Scorer:
         self._strategy, self._pickled = FUNCTION, pickled
         if before.remembers != FUNCTION.remembers:
             self.history = self._new_history()
+            self._under_way.clear()
         if before is not FUNCTION:
             self._open.clear()
             self._pools.clear()
@@ -246,10 +266,11 @@ class Scorer:
     def state(self) -> dict[str, Any]:
         """Returns what waits and what is remembered; the caller copies it.
 
-        open, pools: by source; history: None unless the strategy looks back; function: pickled, None unless one was
-        sent; forgotten.
+        under_way, open, pools: by source; history: None unless the strategy looks back; function: pickled, None unless
+        one was sent; forgotten.
         """
         return {
+            "under_way": {source: each.state() for source, each in self._under_way.items()},
             "open": {source: each.state() for source, each in self._open.items()},
             "pools": {source: each.state() for source, each in self._pools.items()},
             "history": None if self.history is None else self.history.state(),
@@ -267,6 +288,7 @@ class Scorer:
             self.set_function(state["function"])
         if self.history is not None:
             self.history.restore(state["history"])
+        self._under_way = {source: UnderWay.from_state(each) for source, each in state["under_way"].items()}
         self._open = {source: OpenEpisodes.from_state(each) for source, each in state["open"].items()}
         self._pools = {source: StepPool.from_state(each) for source, each in state["pools"].items()}
         self.forgotten = state["forgotten"]
