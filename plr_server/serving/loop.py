@@ -32,6 +32,7 @@ logger = logging.getLogger("plr_server")
 
 BATCH = 64  # requests between two looks at signals and the clock
 TICK_S = 0.5
+LOOK_AGAIN_S = 0.1  # where memory has grown, to see who is still there
 LOOK_AFTER_S = (0.05, 1.0)  # after a connection has closed: soon, and once more for what the transport saw late
 RETURN_WITHIN_S = 60.0  # how long what a vanished client has pooled waits for its return
 CLOSING_LINGER_MS = 500
@@ -121,10 +122,11 @@ class _Loop:
             if stop in ready or (parent_pid is not None and os.getppid() != parent_pid):
                 return
             self._note_closed()
+            grown = self._wire.shed()
             self._do_what_is_due()
             if self._log is not None:
                 self._log.look_after()
-            look_s = time.monotonic() + TICK_S
+            look_s = time.monotonic() + (LOOK_AGAIN_S if grown else TICK_S)
             if self._due:
                 look_s = min(look_s, self._due[0][0])
 

@@ -2,11 +2,14 @@
 
 Used by the loop alone. It moves frames and never reads them, knows no sessions, and owns no clock.
 
-What waits in memory is bounded: RECEIVE_QUEUE requests of a connection, each at most four times `max_frame_bytes` (but
-a message whose end never comes escapes that: libzmq hands over whole messages only); SEND_QUEUE replies to a
-connection; and of the large ones among them MAX_UNREAD_BYTES_OF_ONE, in all MAX_UNREAD_BYTES. So are the connections:
-the server hangs up on new ones, and takes an ipc socket out of sight, before it has no file left for the next, for then
-libzmq would abort it (ipc) or spin (tcp). It cannot stop listening instead: libzmq would close every connection too.
+What waits in memory is bounded: RECEIVE_QUEUE requests of a connection, each at most four times `max_frame_bytes`;
+SEND_QUEUE replies to a connection; and of the large ones among them MAX_UNREAD_BYTES_OF_ONE, in all MAX_UNREAD_BYTES. A
+message whose end never comes escapes all of that, for libzmq hands over whole messages only and tells nobody of the
+others: `shed` notices it by this process's memory, and hangs up on who may be sending it.
+
+So are the connections: the server hangs up on new ones, and takes an ipc socket out of sight, before it has no file
+left for the next, for then libzmq would abort it (ipc) or spin (tcp). It cannot stop listening instead: libzmq would
+close every connection too.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import logging
 import os
 import resource
 import socket
+import struct
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -42,10 +46,14 @@ SEND_QUEUE = 32  # further messages to a peer that does not read are dropped
 LARGE_BYTES = 64 * 1024  # of a frame: it is sent from where it lies, and counted until it has gone
 MAX_UNREAD_BYTES_OF_ONE = 64 * 1024 * 1024
 MAX_UNREAD_BYTES = 1024 * 1024 * 1024
+# Of requests that are not whole, or not read yet: four of the largest pushes that there are (MAX_STEPS, MAX_LOGITS) may
+# arrive at one instant.
+MAX_HELD_BYTES = 1024 * 1024 * 1024
 MAX_BACKLOG = 100  # connections that wait to be accepted
 MAX_SPARE_FILES = 256  # connections that may come before the loop notices; fewer where few may be open at all
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 _MONITOR = "inproc://monitor"
+_AT_ONCE = struct.pack("ii", 1, 0)  # a linger of 0 s
 _NOW, _MORE = int(zmq.DONTWAIT), int(zmq.SNDMORE)  # enum members cost a microsecond each time they are joined
 _NOW_AND_MORE = _NOW | _MORE
 
@@ -79,6 +87,8 @@ class Wire:
         self._known: set[bytes] = set()  # all of them
         self._connections: set[int] = set()  # files
         self._unread: dict[bytes, list[tuple[zmq.MessageTracker, int]]] = {}  # large frames on their way, and bytes
+        self._calm_bytes = _resident_bytes()  # this process's memory when it held least, since `shed` last hung up
+        self._heard: set[bytes] | None = None  # who has finished a message since; None while there is no need to know
         self._max_connections, self._spare_files = sys.maxsize, 0
         self._door: Path | None = None  # an ipc socket
         self._shut = False
@@ -118,6 +128,8 @@ class Wire:
         except zmq.Again:
             return None
         frame = self.router.recv(copy=False)
+        if self._heard is not None:
+            self._heard.add(peer)
         if peer not in self._known:
             self._peers[int(frame.get(zmq.SRCFD))].add(peer)
             self._known.add(peer)
@@ -193,6 +205,39 @@ class Wire:
         self._known.difference_update(closed)
         return closed
 
+    def shed(self) -> bool:
+        """Hangs up on who may be sending a message without an end, where more is held than may be.
+
+        Who sends one cannot finish another on its connection meanwhile. So the first call that finds too much has it
+        noted who does, and the second, soon after, hangs up on all others: on those who were silent too, which costs
+        them nothing, for they connect again. Call it after `closed_peers`.
+
+        Returns:
+            Whether to call it again soon.
+        """
+        resident = _resident_bytes()
+        self._calm_bytes = min(self._calm_bytes, resident)
+        grown = resident - self._calm_bytes
+        if grown <= MAX_HELD_BYTES + self._unread_bytes():
+            self._heard = None
+            return False
+        if self._heard is None:
+            self._heard = set()
+            return True
+        silent = [file for file in self._connections if self._heard.isdisjoint(self._peers.get(file, ()))]
+        logger.warning(
+            "%d MB more than before, as from messages without an end: hanging up on the %d of %d connections that have "
+            "finished none of late; clients connect again by themselves",
+            grown // 1_000_000,
+            len(silent),
+            len(self._connections),
+        )
+        for file in silent:
+            self._hang_up(file)
+        self._heard = None
+        self._calm_bytes = resident  # where it is the curricula that have grown, this is what they take from now on
+        return False
+
     def knows(self, peer: bytes) -> bool:
         """Returns whether `closed_peers` will tell of a peer."""
         return peer in self._known
@@ -219,18 +264,31 @@ class Wire:
 
     def _hang_up(self, file: int) -> None:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(file)) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)  # what is on its way is not waited for
             connection.shutdown(socket.SHUT_RDWR)  # libzmq, whose file it is, sees that and closes it
 
     def _over_budget(self, peer: bytes, num_bytes: int) -> PlrError | None:
-        """Returns the refusal of one more large reply, if that has to be; what has gone meanwhile counts no more."""
+        """Returns the refusal of one more large reply, if that has to be."""
+        in_all = self._unread_bytes()
+        of_one = sum(size for _, size in self._unread.get(peer, ()))
+        if of_one and of_one + num_bytes > MAX_UNREAD_BYTES_OF_ONE:
+            return RepliesUnread("by one client", MAX_UNREAD_BYTES_OF_ONE)
+        if in_all and in_all + num_bytes > MAX_UNREAD_BYTES:
+            return RepliesUnread("by all clients", MAX_UNREAD_BYTES)
+        return None
+
+    def _unread_bytes(self) -> int:
+        """Returns how many bytes of large replies are on their way; what has gone meanwhile counts no more."""
         for each, frames in list(self._unread.items()):
             frames[:] = [(tracker, size) for tracker, size in frames if not tracker.done]
             if not frames:
                 del self._unread[each]
-        of_one = sum(size for _, size in self._unread.get(peer, ()))
-        if of_one and of_one + num_bytes > MAX_UNREAD_BYTES_OF_ONE:
-            return RepliesUnread("by one client", MAX_UNREAD_BYTES_OF_ONE)
-        in_all = sum(size for frames in self._unread.values() for _, size in frames)
-        if in_all and in_all + num_bytes > MAX_UNREAD_BYTES:
-            return RepliesUnread("by all clients", MAX_UNREAD_BYTES)
-        return None
+        return sum(size for frames in self._unread.values() for _, size in frames)
+
+
+def _resident_bytes() -> int:
+    """Returns the memory of this process; 0 where the system does not tell it in this way."""
+    try:
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
+    except FileNotFoundError:
+        return 0

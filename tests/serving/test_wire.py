@@ -35,14 +35,10 @@ AT_ONCE = 10  # connections between two signs that its loop goes round: a busy m
 
 
 @contextlib.contextmanager
-def daemon_with_files(bind, soft, hard):
-    """A server that may open so many files."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])));"
-        "from plr_server.__main__ import main; sys.exit(main(['serve', '--bind', sys.argv[3]]))"
-    )
-    command = [sys.executable, "-c", code, str(soft), str(hard), bind]
+def daemon_after(code, bind):
+    """A server in whose process some code runs first."""
+    start = "import sys; from plr_server.__main__ import main; sys.exit(main(['serve', '--bind', sys.argv[1]]))"
+    command = [sys.executable, "-c", f"{code}; {start}", bind]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603  our own command
     try:
         ready = faults.READY.fullmatch(process.stdout.readline())
@@ -51,6 +47,14 @@ def daemon_with_files(bind, soft, hard):
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@contextlib.contextmanager
+def daemon_with_files(bind, soft, hard):
+    """A server that may open so many files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with daemon_after(f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))", bind) as server:
+        yield server
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
 
 
@@ -158,6 +162,63 @@ def test_a_request_has_a_limit_in_all(ipc):
         reply = raw.ask(faults.request("push", arrays))
         assert reply.id == 2
         assert str(reply.error).startswith("all arrays: expected at most 262144, got 300")
+
+
+# ---- messages without an end
+
+HELD = 48_000_000
+
+
+def test_a_message_without_an_end_costs_its_sender_the_connection(bind):
+    limit = f"from plr_server.serving import wire; wire.MAX_HELD_BYTES = {HELD}"
+    with daemon_after(limit, bind) as server, Trainer(server.address) as trainer, LevelClient(server.address) as client:
+        client.next(3)
+        trainer.push_scores([1], [0.5])
+        before = resident_bytes(server.process.pid)
+        with faults.by_hand(server.address) as first, faults.by_hand(server.address) as second:
+            for _ in range(60):
+                for endless in (first, second):
+                    with contextlib.suppress(ConnectionError):
+                        endless.sendall(faults.unfinished(1_000_000))
+            for endless in (first, second):
+                with contextlib.suppress(ConnectionError):
+                    assert endless.recv(1) == b""
+        faults.eventually(
+            lambda: resident_bytes(server.process.pid) < before + HELD / 4, "what they sent is held no longer"
+        )
+        # Whoever else it hung up on is back, with all that was theirs.
+        assert trainer.push_scores([1], [0.5]) == 1
+        assert len(client.next(3)) == 3
+        stats = trainer.stats()
+        assert (stats["pushes"], stats["sessions"]) == (2, 2)
+
+
+def test_who_finishes_messages_meanwhile_is_spared(monkeypatch, ipc):
+    resident = 100_000_000
+    monkeypatch.setattr(wire, "_resident_bytes", lambda: resident)
+    with contextlib.closing(wire.Wire(1 << 20)) as made, listening(made.router, ipc), contextlib.ExitStack() as stack:
+        talks, silent = (stack.enter_context(faults.Raw(ipc)) for _ in range(2))
+
+        def say(raw):
+            raw.send([b"x"])
+            assert made.router.poll(int(faults.DEADLINE_S * 1000))
+            assert made.receive() is not None
+
+        say(talks)
+        say(silent)
+        made.closed_peers()
+        assert not made.shed()
+        resident += wire.MAX_HELD_BYTES
+        assert not made.shed()  # as much as may be
+        resident += 1
+        assert made.shed()
+        say(talks)
+        with silent.hung_up_on():
+            assert not made.shed()
+        assert not made.shed()  # what stays is taken for what the curricula need
+        faults.eventually(lambda: len(made.closed_peers()) == 1, "it is told who is gone")
+        say(talks)
+        made.close()
 
 
 # ---- replies
