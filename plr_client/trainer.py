@@ -287,6 +287,20 @@ class Trainer:
         """
         return dict(self._connection.request("counters").result)
 
+    def timings(self) -> dict[str, dict[str, Any]]:
+        """Returns how long the server took for its answers since it was started, whatever the curriculum.
+
+        Returns:
+            By operation, of those that were asked for ("other": of what it does not know): errors, how many of the
+            answers were one; seconds, the time of all together; counts, 25 numbers: the k-th says how many took less
+            than 2^k microseconds and no less than half of that, the last one how many took 8 s or more. Neither the
+            way of a message nor what its sender waited is in it, nor the time of a disk that replies wait for.
+
+        Raises:
+            ServerUnreachable: no reply within the timeout.
+        """
+        return dict(self._connection.request("timings").result["timings"])
+
     def describe(self) -> dict[str, dict[str, Any]]:
         """Returns the configuration of every curriculum of the server, by name, whatever the name of this trainer's.
 

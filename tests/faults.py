@@ -339,7 +339,7 @@ BAD_FRAMES = {
         "unknown_operation",
         (
             "op: expected one of counters, describe, goodbye, hello, insert, levels, next, push, push_scores, "
-            "push_step, save, scores, set_score_function, stats, table, weights, got 'steal'"
+            "push_step, save, scores, set_score_function, stats, table, timings, weights, got 'steal'"
         ),
     ),
     "arrays that are a map": ([header(arrays={})], "protocol", "arrays: expected list, got dict"),

@@ -50,6 +50,7 @@ from plr_server.durability.records import Kind
 from plr_server.durability.state_dir import StateDir
 from plr_server.durability.values import Buffers, pack, unpack
 from plr_server.serving.sessions import Session, Sessions
+from plr_server.serving.timings import OTHER, Timings
 
 logger = logging.getLogger("plr_server")
 
@@ -86,6 +87,8 @@ class Dispatcher:
     Attributes:
         sessions: the clients.
         curricula: the state machines by name.
+        answered: the operation of the request last answered, and whether with an error.
+        timings: where the loop counts how long that took.
 
     Args:
         curricula: the state machines by name; the dispatcher is their only caller.
@@ -113,6 +116,7 @@ class Dispatcher:
             "table": _table,
             "levels": _levels,
             "save": self._save,
+            "timings": lambda *_: ({"timings": self.timings.to_dict()}, _NONE, None),
         }
         self._writes: dict[str, Callable[[Curriculum, Request], Result]] = {
             "next": self._next,
@@ -122,6 +126,9 @@ class Dispatcher:
             "insert": _insert,
             "set_score_function": self._set_score_function,
         }
+
+        self.answered = OTHER, False
+        self.timings = Timings((*self._reads, *self._writes, *_GREETINGS, "describe"))
 
     def answer(self, peer: bytes, frames: Sequence[Any]) -> Frames:
         """Applies one request.
@@ -134,17 +141,21 @@ class Dispatcher:
             The frames of the reply.
         """
         number: int | None = None
+        op = OTHER
         error: PlrError
         try:
             request = decode_request(frames)
-            number = request.sequence
-            return encode_reply(self._answer(peer, request, frames))
+            number, op = request.sequence, request.op
+            reply = self._answer(peer, request, frames)
+            self.answered = op, reply.error is not None
+            return encode_reply(reply)
         except KeyboardInterrupt:
             raise
         except PlrError as refusal:
             error = refusal
         except BaseException as exc:  # noqa: BLE001  the last resort: the server goes on whatever this was
             error = _failed("a request", exc)
+        self.answered = op, True
         return self.refusal(number if number is not None else request_id(frames), error)
 
     def refusal(self, number: int | None, error: PlrError) -> Frames:

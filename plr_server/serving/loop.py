@@ -161,7 +161,9 @@ class _Loop:
                 break
             peer, frames, refusal = received
             if refusal is None:
+                began_ns = time.perf_counter_ns()
                 reply = dispatcher.answer(peer, frames)
+                dispatcher.timings.add(*dispatcher.answered, time.perf_counter_ns() - began_ns)
             else:
                 reply = dispatcher.refusal(request_id(frames), refusal)
             if holds:

@@ -63,6 +63,7 @@ class Collector:
         elif file is not None and not file.parent.is_dir():
             raise ConfigError("history", "a file in a folder that is there", str(file))
         self._watched: dict[str, _Watched] = {}
+        self._timings: Mapping[str, Mapping[str, Any]] = {}
         self._answered_s = time.monotonic()
         self._is_lost = self._is_new = True  # new: what it serves is not known
         self._version = 0
@@ -93,8 +94,9 @@ class Collector:
 
         Returns:
             address, t (Unix time, s), lost_s (seconds without an answer; None while the server answers), curricula:
-            name -> config and, once it was read, counters, rates (per second), summary, verdict. The selected one has
-            history: stride, length, and newest, the sample at its end.
+            name -> config and, once it was read, counters, rates (per second), summary, pushed_t (Unix time of the last
+            push that was seen; None before it), verdict. The selected one has history: stride, length, and newest, the
+            sample at its end.
         """
         with self._changed:
             said = self._all()
@@ -125,6 +127,10 @@ class Collector:
         if watched is None:
             return {"total": 0, "rows": []}
         return watched.rows(sort, descending=descending, limit=limit, find=find)
+
+    def timings(self) -> Mapping[str, Mapping[str, Any]]:
+        """Returns the timings of the server, as `Trainer.timings` does."""
+        return self._timings
 
     def _all(self) -> dict[str, Any]:
         silent_s = time.monotonic() - self._answered_s
@@ -163,6 +169,7 @@ class Collector:
                 reading = watched.read()
                 with self._changed:
                     self._is_new |= watched.keep(reading, own=len(self._watched))
+            self._timings = next(iter(self._watched.values())).trainer.timings()
         except PlrError:  # it is not there, or is another one now: ask again from the beginning
             self._is_new = True
             with self._changed:
@@ -248,9 +255,10 @@ class _Watched:
             self._ticks: deque[tuple[float, Mapping[str, Any]]] = deque(maxlen=RATE_TICKS + 1)
             self._clients: deque[int] = deque(maxlen=CLIENT_TICKS)
             self._began_s = self._pushed_s = now_s
+            self._pushed_t: float | None = None
             self._began_pushes = counters["pushes"]
         elif counters["pushes"] > self._counters["pushes"]:
-            self._pushed_s = now_s
+            self._pushed_s, self._pushed_t = now_s, time.time()
         self._counters = {**counters, "sessions": clients}
         self._clients.append(clients)
         self._ticks.append((now_s, self._counters))
@@ -268,6 +276,7 @@ class _Watched:
             "counters": self._counters,
             "rates": self._rates(),
             "summary": self._summary,
+            "pushed_t": self._pushed_t,
             "verdict": [{"kind": finding.kind, "text": finding.text} for finding in verdict(self._facts())],
         }
 

@@ -21,7 +21,7 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from plr_client.errors import ConfigError
+from plr_client.errors import ConfigError, MissingDependency
 from plr_server.viewer.collect import Collector
 from plr_server.viewer.measures import SORT_KEYS
 
@@ -156,6 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream(live, asked.get("curriculum"))
         elif live and url.path == "/levels":
             self._levels(live, asked)
+        elif live and url.path == "/metrics":
+            self._metrics(live)
         else:
             self._refuse(HTTPStatus.NOT_FOUND, "there is no such page")
 
@@ -188,6 +190,14 @@ class _Handler(BaseHTTPRequestHandler):
             find=int(find) if find.strip("-") else None,
         )
         self._send("application/json", json.dumps(rows).encode())
+
+    def _metrics(self, live: Collector) -> None:
+        try:
+            from plr_server.viewer.metrics import CONTENT_TYPE, exposition  # noqa: PLC0415  optional
+        except MissingDependency as missing:
+            self._refuse(HTTPStatus.NOT_IMPLEMENTED, str(missing))
+            return
+        self._send(CONTENT_TYPE, exposition(live.tick(None), live.timings()))
 
     def _send(self, kind: str, body: bytes, *, attachment: str | None = None) -> None:
         headers = {"Content-Type": f"{kind}; charset=utf-8"}
