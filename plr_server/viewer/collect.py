@@ -169,15 +169,12 @@ class Collector:
                 reading = watched.read()
                 with self._changed:
                     self._is_new |= watched.keep(reading, own=len(self._watched))
+                    self._is_lost, self._answered_s = False, time.monotonic()
             self._timings = next(iter(self._watched.values())).trainer.timings()
         except PlrError:  # it is not there, or is another one now: ask again from the beginning
             self._is_new = True
             with self._changed:
                 self._is_lost = True
-        else:
-            with self._changed:
-                self._is_lost = False
-                self._answered_s = time.monotonic()
         with self._changed:
             self._version += 1
             self._changed.notify_all()
