@@ -16,6 +16,7 @@ from gymnasium.wrappers import Autoreset
 from plr_client import Assignment, InvalidInput, LevelClient, LevelOutsideSpace, Trainer
 from plr_client.connection import Address
 from plr_client.protocol import DEFAULT_CURRICULUM
+from wrappers.away import fallback_of
 
 
 class LevelReplay(gym.Wrapper, RecordConstructorArgs):
@@ -36,7 +37,7 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
         level: the level's id; None before the first reset.
         is_replay: True where the level was drawn from the seen ones, False where it is new.
         train: whether the trainer should learn from this episode; False only under robust PLR for new levels.
-        scored: False where the level was picked through the options.
+        scored: False where the level was picked through the options, or drawn while the server was away.
         address: where the server listens.
         plr_curriculum: the name of the curriculum that is asked.
 
@@ -61,11 +62,16 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
             be picklable where the env is built in another process.
         prefetch: how many levels this env has ready, so that a reset takes microseconds instead of a round trip: 4 to 8
             where episodes are short. They are that many episodes less fresh: see `plr_client.LevelClient`.
-        timeout_s: seconds without a reply after which a reset raises; above 0.
+        timeout_s: seconds without a reply after which the server is taken for away; above 0.
+        when_away: "raise" then, or "uniform": play on, with one warning, levels drawn uniformly from the last known
+            space, until it is back. They are not `scored`; the seed of a reset seeds the draws. Of a list of ids, or of
+            payloads, the last 256 that this env was handed are known; where no level is, as before the server was ever
+            there, it raises still.
 
     Raises:
-        InvalidInput: the address is not an ipc or tcp address, prefetch not an integer from 0 to 4096, or the timeout
-            not above 0; or `env` has a `LevelReplay` or an `Autoreset` inside, whose resets this one would not see.
+        InvalidInput: the address is not an ipc or tcp address, prefetch not an integer from 0 to 4096, the timeout not
+            above 0, or when_away not one of the two; or `env` has a `LevelReplay` or an `Autoreset` inside, whose
+            resets this one would not see.
 
     Example:
         >>> import gymnasium as gym
@@ -90,6 +96,7 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
         curriculum: str = DEFAULT_CURRICULUM,
         prefetch: int = 0,
         timeout_s: float = 30.0,
+        when_away: str = "raise",
     ) -> None:
         settings: dict[str, Any] = {
             "address": address,
@@ -97,6 +104,7 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
             "curriculum": curriculum,
             "prefetch": prefetch,
             "timeout_s": timeout_s,
+            "when_away": when_away,
         }
         # Not copied, because what `set_level` holds may be large or impossible to copy.
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **settings)
@@ -133,7 +141,7 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
                 `set_level`.
             LevelOutsideSpace: `options["level"]` is not the id of a payload that the server holds.
             NoLevels: the server's levels are payloads, and none has been inserted yet.
-            ServerUnreachable: no reply from the server.
+            ServerUnreachable: no reply from the server, and `when_away` is not "uniform".
         """
         assignment, scored, seed, options = self._levels.next(self.env, seed, options)
         observation, info = self.env.reset(seed=seed, options=options)
@@ -172,7 +180,7 @@ class LevelSource:
     Args: as of `LevelReplay`.
 
     Raises:
-        InvalidInput: the address, the name, prefetch or the timeout is not what it must be.
+        InvalidInput: the address, the name, prefetch, the timeout or `when_away` is not what it must be.
     """
 
     def __init__(
@@ -183,7 +191,9 @@ class LevelSource:
         curriculum: str,
         prefetch: int,
         timeout_s: float,
+        when_away: str = "raise",
     ) -> None:
+        self._fallback = fallback_of(when_away, address, curriculum=curriculum, timeout_s=timeout_s)
         self._client = LevelClient(address, curriculum=curriculum, prefetch=prefetch, timeout_s=timeout_s)
         self._set_level = set_level
         self._curriculum = curriculum
@@ -205,9 +215,12 @@ class LevelSource:
         Raises:
             InvalidInput, LevelOutsideSpace, NoLevels, ServerUnreachable: as `LevelReplay.reset`.
         """
+        fallback = self._fallback
+        if fallback is not None and seed is not None:
+            fallback.seed(seed)
         scored = options is None or "level" not in options
         if options is None or scored:
-            assignment = self._client.next()[0]
+            (assignment,), scored = (self._client.next(), True) if fallback is None else fallback.next(self._client)
         else:
             assignment = self._picked(level_id(options["level"]))
             options = {key: value for key, value in options.items() if key != "level"}

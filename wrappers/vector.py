@@ -15,9 +15,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client import Assignment, InvalidInput, LevelClient, Trainer
+from plr_client import Assignment, InvalidInput, LevelClient, ServerUnreachable, Trainer
 from plr_client.connection import Address
 from plr_client.protocol import DEFAULT_CURRICULUM
+from wrappers.away import fallback_of
 from wrappers.env import level_id
 
 RECORDED_BYTES_MAX = 64 * 2**20  # more than this unpushed: somebody else pushes, so the recording ends
@@ -60,7 +61,8 @@ class LevelReplayVector(VectorWrapper):
         levels: (N,) int64, the level of each row of the observation last returned.
         is_replay: (N,) bool, where that level was drawn from the seen ones.
         train_mask: (N,) bool, False where the trainer should not learn from it (robust PLR, new levels).
-        scored: (N,) bool, False where the level was picked through the options, outside the curriculum.
+        scored: (N,) bool, False where the level was picked through the options, outside the curriculum, or drawn while
+            the server was away.
         metadata: those of `envs`, with the `autoreset_mode` of these very envs; before Gymnasium 1.4 all vector envs of
             a class share one dict.
         valid: (N,) bool, of the step last returned: False for a row that is no transition, which is the reset row of
@@ -93,13 +95,15 @@ class LevelReplayVector(VectorWrapper):
         curriculum: the name of the curriculum, where the server has several; give it to each `LevelReplay` too.
         prefetch: for bare sub-envs, how many levels to have ready for all of them together (N is a good choice), so
             that a step does not wait for a round trip: see `plr_client.LevelClient`. `LevelReplay` has its own.
-        timeout_s: seconds without a reply after which a request raises; above 0. `LevelReplay` has its own.
+        timeout_s: seconds without a reply after which the server is taken for away; above 0. `LevelReplay` has its own.
+        when_away: "raise" then, or "uniform": see `LevelReplay`, which has its own. While the server is away, `push`
+            drops what was recorded and returns 0, and what is left of the episodes under way is not scored either.
 
     Raises:
         InvalidInput: some sub-envs have a `LevelReplay` and others not, or one that asks another curriculum; bare
             sub-envs sit under other vector wrappers, `envs` does not tell its autoreset mode, the address is not an ipc
-            or tcp address, the timeout is not above 0, or prefetch is not an integer from 0 to 4096, or not 0 though
-            the sub-envs have a `LevelReplay`.
+            or tcp address, the timeout is not above 0, when_away is not one of the two, or prefetch is not an integer
+            from 0 to 4096, or not 0 though the sub-envs have a `LevelReplay`.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class LevelReplayVector(VectorWrapper):
         curriculum: str = DEFAULT_CURRICULUM,
         prefetch: int = 0,
         timeout_s: float = 30.0,
+        when_away: str = "raise",
     ) -> None:
         # Before Gymnasium 1.4 the metadata are the class's: another vector env in another mode changes them.
         mode = getattr(envs.unwrapped, "autoreset_mode", envs.metadata.get("autoreset_mode"))
@@ -126,6 +131,7 @@ class LevelReplayVector(VectorWrapper):
             raise InvalidInput("envs", expected, repr(envs))
         self._client = LevelClient(address, curriculum=curriculum, prefetch=prefetch, timeout_s=timeout_s)
         self._trainer = Trainer(address, curriculum=curriculum, timeout_s=timeout_s)
+        self._fallback = fallback_of(when_away, address, curriculum=curriculum, timeout_s=timeout_s)
         # Not before: what could not be made must not close `envs` when it is garbage-collected.
         super().__init__(envs)
         self.metadata = {**envs.metadata, "autoreset_mode": self._mode}
@@ -164,6 +170,8 @@ class LevelReplayVector(VectorWrapper):
             ServerUnreachable: no reply from the server.
         """
         options = {} if options is None else dict(options)
+        if self._fallback is not None and isinstance(seed, int | np.integer):
+            self._fallback.seed(int(seed))
         masked = "reset_mask" in options
         rows = self._checked_mask(options["reset_mask"]) if masked else ~self._none
         if self._inside:
@@ -263,8 +271,8 @@ class LevelReplayVector(VectorWrapper):
         Raises:
             InvalidInput: a shape does not fit the steps recorded, the recording has ended, or the server refuses a
                 field; the rollout is kept.
-            PlrError: as `Trainer.push`. After `ServerUnreachable` the server may have scored the rollout or not; it is
-                kept, so that a push of it again may score it twice.
+            PlrError: as `Trainer.push`. After `ServerUnreachable`, which `when_away="uniform"` keeps from you, the
+                server may have scored the rollout or not; it is kept, so that a push of it again may score it twice.
         """
         rollout = self._rollout
         if rollout.steps > rollout.steps_max:
@@ -285,22 +293,37 @@ class LevelReplayVector(VectorWrapper):
         follows = self._mode is AutoresetMode.NEXT_STEP and values is not None and next_values is not None
         if final_values is None and follows:  # the row after a time limit is the terminal observation's
             final_values = np.concatenate([np.asarray(values)[1:], np.asarray(next_values)[np.newaxis]])
+        if self._fallback is not None and self._fallback.is_away():
+            return self._drop()
         columns = self._columns.chosen(rows)
-        scored = self._trainer.push(
-            values,
-            rows["rewards"] if rewards is None else rewards,
-            rows["dones"],
-            rows["levels"],
-            next_values,
-            truncated=None if final_values is None else rows["truncated"],
-            final_values=final_values,
-            valid=rows["valid"],
-            logits=logits,
-            columns=columns,
-        )
+        try:
+            scored = self._trainer.push(
+                values,
+                rows["rewards"] if rewards is None else rewards,
+                rows["dones"],
+                rows["levels"],
+                next_values,
+                truncated=None if final_values is None else rows["truncated"],
+                final_values=final_values,
+                valid=rows["valid"],
+                logits=logits,
+                columns=columns,
+            )
+        except ServerUnreachable as error:
+            if self._fallback is None:
+                raise
+            self._fallback.left(error)
+            return self._drop()
         self._columns.pushed(rows, columns)
         rollout.clear()
         return scored
+
+    def _drop(self) -> int:
+        """Drops the rollout, for the server is away; no later push makes whole episodes of what is left of these."""
+        self._columns.cut(~self._none)
+        self._rollout.clear()
+        self.scored = np.zeros_like(self._none)
+        return 0
 
     def close(self, **kwargs: Any) -> None:
         """Closes the connections, which gives the levels in flight back to the server, and the vector env."""
@@ -320,7 +343,10 @@ class LevelReplayVector(VectorWrapper):
         slots: list[int] = np.flatnonzero(rows).tolist()
         scored = "level" not in options
         if scored:
-            assignments = self._client.next(len(slots), slots=slots)
+            if self._fallback is None:
+                assignments = self._client.next(len(slots), slots=slots)
+            else:
+                assignments, scored = self._fallback.next(self._client, len(slots), slots=slots)
             if assignments[0].payload is not None:
                 expected = (
                     "LevelReplay(env, address, set_level=...) around every sub-env, because the levels are payloads"
