@@ -4,6 +4,7 @@
   tables   every table and figure, from the raw rows
   equal    plays the fast MiniGrid beside the stock one, step by step: random actions, then those of trained agents
   lockstep compares, bit for bit, what is learnt with a curriculum in the process, a server, and a server that is killed
+  lock     what each field of the configuration changes, on a task so small that a run takes a second
   cost     what a server costs a training run, beside the same curriculum in the trainer's process
 
 With --quick the first two are about the direction alone: one task, three seeds, three arms. protocol.md says what the
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for report.py
 
 import cost
 import equal
+import lock
 import lockstep
 from evidence import write_evidence
 from jobs import HERE, work
@@ -46,6 +48,7 @@ def main() -> None:
         command.add_argument("--results", type=Path, help="a folder (default: results, or quick, beside this file)")
     comparing = commands.add_parser("equal")
     comparing.add_argument("--steps", type=int, default=1_000_000, help="of all tasks together (default: %(default)s)")
+    lock.add_arguments(commands.add_parser("lock"))
     lockstep.add_arguments(commands.add_parser("lockstep"))
     cost.add_arguments(commands.add_parser("cost"))
     options = parser.parse_args()
@@ -53,6 +56,8 @@ def main() -> None:
         play_beside_stock(options.steps)
     elif options.command == "lockstep":
         sys.exit(0 if lockstep.compare(options) else 1)
+    elif options.command == "lock":
+        lock.measure(options)
     elif options.command == "cost":
         cost.measure(options)
     else:
