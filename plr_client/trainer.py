@@ -279,8 +279,12 @@ class Trainer:
         """Returns the part of `stats` that costs the server nothing: what it counts, without a look at every level.
 
         Returns:
-            levels, levels_seen, draws, replays, in_flight, pushes, steps, episodes, scores, entered, evicted, rejected,
-            forgotten, waiting, sessions, prefetched and prefetch_lag_pushes, each as in `stats`.
+            levels, levels_seen, draws, replays, in_flight, levels_in_flight, most_in_flight, pushes, steps, episodes,
+            scores, entered, evicted, rejected, forgotten, waiting, sessions, prefetched and prefetch_lag_pushes, each
+            as in `stats`. Of a server with a state directory also commands, how many its state has seen;
+            durable_commands, up to which of them all outlive what `--fsync` promises; journal_bytes, since the newest
+            snapshot; snapshot_age_s, how long ago that was written; disk_error, why the newest commands are in memory
+            alone, "" where they are not.
 
         Raises:
             ServerUnreachable: no reply within the timeout.

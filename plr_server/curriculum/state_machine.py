@@ -443,14 +443,16 @@ class Curriculum:
         """Returns what can be told without a look at every level: those of `stats` that count.
 
         Returns:
-            levels, levels_seen, draws, in_flight, replays, pushes, steps, episodes, scores, entered, evicted, rejected,
-            forgotten, waiting; each as in `stats`.
+            levels, levels_seen, draws, in_flight, levels_in_flight, most_in_flight, replays, pushes, steps, episodes,
+            scores, entered, evicted, rejected, forgotten, waiting; each as in `stats`.
         """
         return {
             "levels": self._num_levels,
             "levels_seen": self._sampler.num_seen,
             "draws": self._sampler.draws,
             "in_flight": self._assigner.in_flight.total(),
+            "levels_in_flight": len(self._assigner.in_flight.num_slots),
+            "most_in_flight": max(self._assigner.in_flight.num_slots.values(), default=0),
             **self._counts,
             **self._table.counts(),
             "forgotten": self._scorer.forgotten,
@@ -462,13 +464,14 @@ class Curriculum:
 
         Returns:
             strategy (`module:function` for a score function); levels, levels_seen, seen_share; draws, replays,
-            replay_share (0 before the first draw); in_flight (env slots that play a level now); pushes, steps (valid
-            rows), episodes (finished), scores (applied); mean_score, max_score over seen levels (0 without any);
-            effective_levels: exp of the entropy of `weights()`, the number of equally likely levels that would be as
-            spread out (0 while nothing is seen); forgotten: under partial="stitch", episodes whose steps were given up
-            before they ended, because their column was silent for 1 000 pushes or half a GiB was open. Of an open level
-            space (0 for others): entered, evicted and rejected (scores of levels that did not enter), waiting (new
-            levels kept until they have a score); levels is its capacity.
+            replay_share (0 before the first draw); in_flight (env slots that play a level now), levels_in_flight (how
+            many different levels they play), most_in_flight (how many of them play the same one, at most); pushes,
+            steps (valid rows), episodes (finished), scores (applied); mean_score, max_score over seen levels (0 without
+            any); effective_levels: exp of the entropy of `weights()`, the number of equally likely levels that would be
+            as spread out (0 while nothing is seen); forgotten: under partial="stitch", episodes whose steps were given
+            up before they ended, because their column was silent for 1 000 pushes or half a GiB was open. Of an open
+            level space (0 for others): entered, evicted and rejected (scores of levels that did not enter), waiting
+            (new levels kept until they have a score); levels is its capacity.
         """
         sampler = self._sampler
         weights = self.weights()

@@ -101,7 +101,7 @@ class StateDir:
         self._wanted = False  # a snapshot
         self._closed = self._complained = False  # about a write that failed
         self._behind: str | None = None  # why the newest state is in memory alone
-        self._sync_s = self._retry_s = time.monotonic()
+        self._sync_s = self._retry_s = self._snapshot_s = time.monotonic()
 
     # ---- what the server does
 
@@ -213,6 +213,16 @@ class StateDir:
             if journal is not None and self._fsync != "never":
                 journal.say_synced()
 
+    def health(self) -> dict[str, Any]:
+        """Returns how the folder does, for people: the keys of `plr_client.Trainer.counters` that are about it."""
+        return {
+            "commands": self.sequence,
+            "durable_commands": self.durable,
+            "journal_bytes": 0 if self._journal is None else self._journal.num_bytes,
+            "snapshot_age_s": round(time.monotonic() - self._snapshot_s, 1),
+            "disk_error": self._behind or "",
+        }
+
     def save(self) -> None:
         """Takes a snapshot, which is on the disk when this returns.
 
@@ -282,6 +292,7 @@ class StateDir:
         (generation, written), self._snapshot = self._snapshot, None
         try:
             written.result()
+            self._snapshot_s = time.monotonic()
             self._remove_before(generation)
         except OSError as exc:
             logger.error("a snapshot could not be written, the journal goes on: %s", exc)  # noqa: TRY400
@@ -306,6 +317,7 @@ class StateDir:
             raise
         self._journal, self._synced, self._since = journal, self.sequence, self.sequence
         self._wanted, self._behind = False, None
+        self._snapshot_s = time.monotonic()
         if old is not None:
             old.close()
         self._remove_before(self._generation)

@@ -341,7 +341,8 @@ class Dispatcher:
         return curriculum.stats() | self._clients(request.curriculum), _NONE, None
 
     def _counters(self, curriculum: Curriculum, request: Request) -> Result:
-        return curriculum.counters() | self._clients(request.curriculum), _NONE, None
+        folder = {} if self._log is None else self._log.health()
+        return curriculum.counters() | self._clients(request.curriculum) | folder, _NONE, None
 
     def _clients(self, name: str) -> dict[str, float]:
         """Returns what the clients of a curriculum do, for `stats` and `counters`."""

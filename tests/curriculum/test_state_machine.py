@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import golden
@@ -138,6 +139,17 @@ class TestDraws:
             counts[assignment.level] += 1
         free = np.array([level not in busy | {3, 4} for level in range(20)])
         assert model.chi_square_p_value(counts, free / free.sum()) > 1e-4
+
+    def test_how_many_slots_play_the_same_level_is_told(self):
+        curriculum = Curriculum(Config(levels=range(9), strategy="external", replay_schedule="fixed"))
+        assert curriculum.counters()["most_in_flight"] == 0
+        curriculum.update_scores([3, 4], [2.0, 1.0])
+        for holder in "ab":
+            curriculum.sample(20, holder=holder)
+        played = Counter(level for slots in curriculum.state()["held"].values() for level in slots.values())
+        counters = curriculum.counters()
+        told = tuple(counters[name] for name in ("in_flight", "levels_in_flight", "most_in_flight"))
+        assert told == (40, len(played), max(played.values()))
 
     def test_every_unseen_level_in_flight_leaves_all_of_them(self):
         curriculum = Curriculum(

@@ -354,6 +354,24 @@ def test_save_needs_a_state_directory(server, tmp_path):
         trainer.save()
 
 
+def test_the_counters_tell_of_the_state_directory(server, tmp_path):
+    with Trainer(server.address) as trainer:
+        assert "commands" not in trainer.counters()
+    with launch(Config(levels=range(5)), state_dir=tmp_path / "state") as kept, Trainer(kept.address) as trainer:
+        for _ in range(3):
+            trainer.push_scores([1, 2], [0.5, 0.25])
+        told = trainer.counters()
+        assert told["commands"] == sum(
+            sum(of["counts"]) for op, of in trainer.timings().items() if op in ("hello", "push_scores")
+        )
+        assert told["disk_error"] == ""
+        faults.eventually(lambda: trainer.counters()["durable_commands"] == told["commands"], "a sync of the journal")
+        trainer.save()
+        saved = trainer.counters()
+        assert saved["journal_bytes"] < told["journal_bytes"]
+        assert saved["snapshot_age_s"] <= trainer.counters()["snapshot_age_s"]
+
+
 @pytest.mark.parametrize("fsync", ["interval", "always"])
 @pytest.mark.parametrize(("kills", "num_workers"), [(3, 4), pytest.param(100, 16, marks=pytest.mark.slow)])
 def test_killed_under_load_nothing_that_was_acknowledged_is_lost_or_done_twice(tmp_path, kills, num_workers, fsync):  # noqa: C901

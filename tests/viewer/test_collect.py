@@ -63,7 +63,10 @@ def test_it_shows_what_the_curriculum_says():
         faults.eventually(lambda: shown(collector)["counters"]["sessions"] == 0, "the goodbyes")  # of others than it
         now, stats = shown(collector), curriculum.stats()
         assert now["config"] == CONFIG.to_dict()
-        counted = {**curriculum.counters(), "in_flight": 0}  # the client said goodbye
+        counted = {
+            **curriculum.counters(),
+            **dict.fromkeys(("in_flight", "levels_in_flight", "most_in_flight"), 0),
+        }  # a goodbye
         assert now["counters"] == counted | {"sessions": 0, "prefetched": 0, "prefetch_lag_pushes": 0.0}
         assert now["summary"]["effective_levels"] == pytest.approx(stats["effective_levels"], rel=1e-5)
         weights = dict(zip(curriculum.scores()[0].tolist(), curriculum.weights().tolist(), strict=True))
