@@ -27,6 +27,7 @@ from plr_server.durability.state_dir import FSYNC, StateDir
 from plr_server.serving.dispatch import Dispatcher
 from plr_server.serving.loop import serve
 from plr_server.serving.restart import configs_of, replay
+from plr_server.viewer.watch import table, watch
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "serve": _serve,
         "stats": _stats,
         "view": _view,
+        "top": _top,
         "inspect": _inspect,
         "replay": _replay,
         "check-env": _check_env,
@@ -177,10 +179,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     stats.add_argument("--json", action="store_true", help="print one JSON object")
     stats.add_argument(
+        "--watch", action="store_true", help="again and again, with rates, until Ctrl-C; with --json an object a line"
+    )
+    stats.add_argument(
         "--timeout-s", type=float, default=5.0, help="seconds to wait for the server (default: %(default)s)"
     )
 
     _add_view(commands)
+    watching = commands.add_parser(
+        "top",
+        help="show in a terminal what a server does",
+        description="Shows what plr-server view shows, in a terminal: the verdict, the course of the run, and the "
+        "level table, which can be sorted and searched. Needs textual: the extra 'top'.",
+    )
+    watching.add_argument("address", metavar="ADDRESS", help="where the server listens")
     _add_state_dir(commands)
     _add_check_env(commands)
     return parser
@@ -370,17 +382,25 @@ def _read_toml(path: str) -> dict[str, Any]:
 
 def _stats(options: argparse.Namespace) -> int:
     with Trainer(options.address, curriculum=options.curriculum, timeout_s=options.timeout_s) as trainer:
+        if options.watch:
+            with contextlib.suppress(BrokenPipeError):  # whoever read it has gone, as `head` does
+                watch(trainer, as_json=options.json)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush has no reader
+            return 0
         stats = trainer.stats()
-    print(json.dumps(stats) if options.json else _table(stats))
+    print(json.dumps(stats) if options.json else table(stats))
     return 0
 
 
-def _table(stats: dict[str, Any]) -> str:
-    width = max(map(len, stats))
-    return "\n".join(
-        f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}"
-        for name, value in stats.items()
-    )
+def _top(options: argparse.Namespace) -> int:
+    from plr_server.viewer.collect import Collector  # noqa: PLC0415  a server must not pay for it
+    from plr_server.viewer.top import Top  # noqa: PLC0415  optional
+
+    if not sys.stdout.isatty():
+        raise ConfigError("top", "a terminal (plr-server stats --watch needs none)", "an output that is none")
+    with Collector(options.address) as collector:
+        Top(collector).run()
+    return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -419,7 +439,7 @@ def _replay(options: argparse.Namespace) -> int:
     else:
         print(f"after {until} of {end} commands")
         for name, each in stats.items():
-            print(f"{name}:\n{_table(each)}")
+            print(f"{name}:\n{table(each)}")
     return 0
 
 
