@@ -1,13 +1,18 @@
 """Trains a small agent on 400 MiniGrid levels while the curriculum decides which level each episode plays.
 
-Run it with `make demo`. It prints what the curriculum did, and draws it. The lines marked PLR are all that Prioritized
-Level Replay asks of a training script; the rest is a plain PPO agent, in numpy.
+Run it with `make demo`. It prints where a live page shows the run, then what the curriculum did. It leaves a picture,
+and beside it the page as a file. The lines marked PLR are all that Prioritized Level Replay asks of a training script;
+the rest is a plain PPO agent, in numpy.
 """
 
 import argparse
+import contextlib
 import os
+import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: more threads would only disturb the envs
@@ -102,10 +107,29 @@ def success_rate(agent: Agent, envs: gym.vector.VectorEnv) -> float:
     return float(solved.mean())
 
 
-def train(seconds: float, seed: int) -> tuple[list, list, dict]:
+@contextlib.contextmanager
+def live_page(address: str, kept: Path) -> Iterator[str]:
+    """Yields where a page shows what a server does; keeps it as a file when the context ends."""
+    command = [sys.executable, "-m", "plr_server", "view", address, "--port", "0"]  # a free one
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as viewer:  # noqa: S603  our own command
+        try:
+            url = viewer.stdout.readline().split()[-1]  # plr-server view at URL
+            yield url
+            with urllib.request.urlopen(f"{url}save") as page:  # noqa: S310  our own page
+                kept.write_bytes(page.read())
+        finally:
+            viewer.terminate()
+
+
+def train(seconds: float, seed: int, page: Path) -> tuple[list, list, dict]:
     """Returns (seconds, mass, scores, return) of every rollout, (seconds, success rate) of every exam, and stats."""
     config = Config(levels=LEVELS, temperature=1.0, staleness_coef=0.3, gamma=GAMMA, gae_lambda=GAE_LAMBDA, seed=seed)
-    with launch(config) as server, Trainer(server.address) as trainer:  # PLR: the curriculum, a process of its own
+    with (
+        launch(config) as server,  # PLR: the curriculum, a process of its own
+        Trainer(server.address) as trainer,  # PLR
+        live_page(server.address, page) as url,
+    ):
+        print(f"live page         {url} for the next {seconds:.0f} seconds", flush=True)
         envs = gym.vector.AsyncVectorEnv([lambda: LevelReplay(make_env(), server.address)] * NUM_ENVS)  # PLR
         envs = LevelReplayVector(envs, server.address)  # PLR: knows the level of every step, and records the rollout
         exam_envs = gym.vector.SyncVectorEnv([make_env] * len(HELD_OUT))
@@ -184,7 +208,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("plr-demo.png"), help="where the picture goes")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    history, exams, stats = train(args.seconds, args.seed)
+    page = args.out.with_suffix(".html")
+    history, exams, stats = train(args.seconds, args.seed, page)
     draw(history, exams, args.out)
     print(f"\nlevels seen       {stats['levels_seen']} of {stats['levels']}")
     print(f"replay share      {stats['replay_share']:.0%} of {stats['draws']:,} episodes replayed a level")
@@ -192,6 +217,7 @@ def main() -> None:
     print(f"mean score        {stats['mean_score']:.3f}")
     print(f"held-out success  {exams[0][1]:.0%} before training, {exams[-1][1]:.0%} after, on levels never trained on")
     print(f"picture           {args.out}")
+    print(f"live page, kept   {page}")
 
 
 if __name__ == "__main__":
