@@ -128,6 +128,12 @@ def _parser() -> argparse.ArgumentParser:
         help="with --state-dir, go on from what can be trusted of a damaged folder; the rest is kept as .broken",
     )
     serving.add_argument(
+        "--take-over",
+        action="store_true",
+        help="with --state-dir, take the folder over where another server has it, as on a machine that was cut off: "
+        "that one notices before it acknowledges anything more, and ends",
+    )
+    serving.add_argument(
         "--max-frame-bytes",
         type=int,
         default=MAX_FRAME_BYTES,
@@ -287,6 +293,7 @@ def _serve(options: argparse.Namespace) -> int:
         if options.ready_fd is not None:
             with os.fdopen(options.ready_fd, "w") as ready:
                 print(json.dumps(message), file=ready)
+            options.ready_fd = None  # closed; another file may have its number
 
     def ready(address: str) -> None:
         served = [f"{_levels(c)}, {c.strategy}, {c.transform}" for c in configs.values()]
@@ -354,7 +361,9 @@ def _view(options: argparse.Namespace) -> int:
 def _state_dir(options: argparse.Namespace) -> StateDir | None:
     if options.state_dir is None:
         return None
-    return StateDir(options.state_dir, fsync=options.fsync, accept_loss=options.accept_loss)
+    return StateDir(
+        options.state_dir, fsync=options.fsync, accept_loss=options.accept_loss, take_over=options.take_over
+    )
 
 
 def _levels(config: Config) -> str:

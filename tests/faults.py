@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 import zmq
 
-from plr_client import InvalidInput, LevelOutsideSpace, MissingField, Trainer
+from plr_client import InvalidInput, LevelOutsideSpace, MissingField, PlrError, Trainer
 from plr_client.protocol import Request, decode_reply, encode_request
 
 DEADLINE_S = 30.0
@@ -609,7 +609,7 @@ class AtOnce:
         future = Future()
         try:
             future.set_result(do(*arguments))
-        except OSError as exc:
+        except (OSError, PlrError) as exc:
             future.set_exception(exc)
         return future
 

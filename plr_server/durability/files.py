@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from plr_client.errors import StateDirTaken
 from plr_server.durability.values import num_bytes
 
 TEMPORARY = ".tmp"
+LOCK = "lock"
 _MODE = 0o600
 _MAX_BUFFERS = 512  # of one call of writev; the system takes at least 1 024
 
@@ -28,22 +30,49 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def lock(folder: Path) -> int:
-    """Returns the descriptor that holds a folder's lock, as long as it is open.
+def lock(folder: Path, owner: str, *, take_over: bool) -> int:
+    """Makes somebody a folder's owner; returns the descriptor that holds its lock, as long as it is open.
+
+    Args:
+        folder: it.
+        owner: whom `owner_of` names from now on; on the disk when this returns.
+        take_over: even where another server holds the lock: a new one comes in its place.
 
     Raises:
         StateDirTaken: another server holds it.
     """
-    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+    path = folder / LOCK
+    if take_over:
+        file = create(path, [owner.encode()])
+        _flock(file, folder)
+        return file
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        _flock(file, folder)
+        if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:
+            break
+        os.close(file)  # a new one came in its place just then
+    os.ftruncate(file, 0)
+    os.write(file, owner.encode())
+    os.fsync(file)
+    return file
+
+
+def _flock(file: int, folder: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
-        owner = os.read(file, 32).decode(errors="replace")
         os.close(file)
-        raise StateDirTaken(str(folder), f"the server of process {owner or 'unknown'}") from exc
-    os.ftruncate(file, 0)
-    os.write(file, str(os.getpid()).encode())
-    return file
+        raise StateDirTaken(str(folder), owner_of(folder)) from exc
+
+
+def owner_of(folder: Path) -> str:
+    """Returns who locked a folder last: asks the file by its name, as another machine may have put it there."""
+    file = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, 256).decode(errors="replace")
+    finally:
+        os.close(file)
 
 
 def names(folder: Path) -> list[str]:
@@ -96,6 +125,11 @@ def rename(old: Path, new: Path) -> None:
     old.rename(new)
 
 
+def link(old: Path, new: Path) -> None:
+    """Gives a file a second name, which nothing may have (FileExistsError), also where several servers try at once."""
+    os.link(old, new)
+
+
 def unlink(path: Path) -> None:
     """Removes a file."""
     path.unlink()
@@ -125,20 +159,30 @@ def write_all(file: int, buffers: Sequence[Any]) -> None:
         written = write(file, views)
 
 
-def create(path: Path, buffers: Sequence[Any]) -> int:
-    """Makes a file that after a crash is there whole, or not at all; replaces one of that name.
+def create(path: Path, buffers: Sequence[Any], *, replace: bool = True) -> int:
+    """Makes a file that after a crash is there whole, or not at all.
+
+    Args:
+        path: its name.
+        buffers: what is in it.
+        replace: it may come in the place of one of that name; otherwise that is a FileExistsError.
 
     Returns:
         Its descriptor, open for writing at its end.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")  # nobody else's, on no machine
     file = open_new(temporary)
     there = temporary
     try:
         write_all(file, buffers)
         sync(file)
-        rename(temporary, path)
-        there = path
+        if replace:
+            rename(temporary, path)
+            there = path
+        else:
+            link(temporary, path)
+            there = path
+            unlink(temporary)
         sync_folder(path.parent)
     except BaseException:
         close(file)

@@ -8,7 +8,7 @@ in new files takes its place.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ class Journal:
         after: the last record of the segment before.
         synced: up to which command all are on the disk.
         syncer: syncs in the background.
+        check: called after each sync, before anything counts as synced by it, in the background too; what it raises is
+            raised by `sync` and `look`.
 
     Attributes:
         link: the last record.
@@ -37,18 +39,27 @@ class Journal:
         failed: what a sync failed of; None while none did.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be made; FileExistsError, where there is one of that name.
     """
 
-    def __init__(self, path: Path, origin: Origin, after: Link, synced: int, syncer: Executor) -> None:
+    def __init__(
+        self,
+        path: Path,
+        origin: Origin,
+        after: Link,
+        synced: int,
+        *,
+        syncer: Executor,
+        check: Callable[[], None],
+    ) -> None:
         first, self.link = encode_origin(origin, after, synced)
         self.path, self.synced, self.num_bytes = path, synced, len(first)
         self.failed: OSError | None = None
         self._salt = origin.salt
         self._said = synced  # up to which command a record says so
-        self._syncer = syncer
+        self._syncer, self._check = syncer, check
         self._syncing: tuple[int, Future[None]] | None = None  # up to which command
-        self._file = files.create(path, [first])
+        self._file = files.create(path, [first], replace=False)
 
     def append(self, kind: Kind, payload: Sequence[Any]) -> None:
         """Writes a record after the last one.
@@ -87,16 +98,20 @@ class Journal:
             raise self.failed
         sequence = self.link.sequence
         try:
-            files.sync_data(self._file)
+            self._sync()
         except OSError as exc:
             self.failed = exc
             raise
         self.synced = sequence
 
+    def _sync(self) -> None:
+        files.sync_data(self._file)
+        self._check()
+
     def sync_behind(self) -> None:
         """Begins to sync in the background, unless that goes on already; `look` sees when it is done."""
         if self._syncing is None and self.failed is None and self.link.sequence > self.synced:
-            self._syncing = self.link.sequence, self._syncer.submit(files.sync_data, self._file)
+            self._syncing = self.link.sequence, self._syncer.submit(self._sync)
 
     def look(self) -> bool:
         """Takes note of a sync in the background that is done; returns whether none goes on.

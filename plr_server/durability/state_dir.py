@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from plr_client.errors import ConfigError, ServerStartError, StateNotWritten
+from plr_client.errors import ConfigError, ServerStartError, StateDirTaken, StateNotWritten
 from plr_server.durability import files
 from plr_server.durability.journal import Journal
+from plr_server.durability.owner import Owner
 from plr_server.durability.records import Kind, Link, Origin
 from plr_server.durability.recovery import (
     BROKEN,
@@ -46,13 +47,16 @@ DIGEST_AFTER_COMMANDS = 10_000
 
 
 class StateDir:
-    """A state folder that this process alone writes to.
+    """A state folder that this process alone writes to: where another one takes it over, StateDirTaken ends this one.
+
+    No file is ever replaced by another server's: each journal has a number of its own, and so does its snapshot.
 
     Args:
         path: the folder; made where there is none.
         fsync: when a command is on the disk: "always" before its reply, "interval" within about a second, "never" when
             the system sees fit. Snapshots always are.
         accept_loss: go on from what can be trusted, where something is damaged.
+        take_over: even where another server has the folder, which then ends.
 
     Attributes:
         history: what the folder held; without its contents once the server has begun.
@@ -68,7 +72,9 @@ class StateDir:
         ServerStartError: it cannot be read or written.
     """
 
-    def __init__(self, path: Path, *, fsync: str = "interval", accept_loss: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, fsync: str = "interval", accept_loss: bool = False, take_over: bool = False
+    ) -> None:
         if fsync not in FSYNC:
             raise ConfigError("fsync", f"one of {', '.join(FSYNC)}", repr(fsync))
         self._path, self._fsync = path, fsync
@@ -76,13 +82,13 @@ class StateDir:
         self.holds_replies = fsync == "always"
         try:
             files.make_folder(path)
-            self._lock = files.lock(path)
+            self._owner = Owner(path, take_over=take_over)
             self.history = read_history(path)
         except OSError as exc:
             raise ServerStartError(f"state_dir: expected a folder to read and write, got {path} ({exc})") from exc
         damaged = self.history.damaged
         if damaged and not accept_loss:
-            files.close(self._lock)
+            self._owner.leave()
             raise next(iter(damaged.values()))
         for error in damaged.values():
             logger.error("accepting a loss: %s", error)
@@ -166,7 +172,11 @@ class StateDir:
         return self.sequence
 
     def commit(self) -> bool:
-        """Ends a batch of commands; returns whether their replies may go out, which always is so but under "always"."""
+        """Ends a batch of commands; returns whether their replies may go out, which always is so but under "always".
+
+        Raises:
+            StateDirTaken: another server has taken the folder over: no reply may go out.
+        """
         if not self.holds_replies:
             self._take_digest()
             return True
@@ -182,7 +192,11 @@ class StateDir:
         return self._journal is not None and self._journal.failed is None
 
     def look_after(self) -> None:
-        """Does what has come due: background syncs, snapshots, another try where writing failed. Call it often."""
+        """Does what has come due: background syncs, snapshots, another try where writing failed. Call it often.
+
+        Raises:
+            StateDirTaken: another server has taken the folder over.
+        """
         now_s = time.monotonic()
         if self._behind is not None:
             if self._retry_s <= now_s:
@@ -192,6 +206,10 @@ class StateDir:
         journal = self._journal
         assert journal is not None  # noqa: S101  `begin` comes first
         try:
+            second_over = self._sync_s <= now_s
+            if second_over:
+                self._sync_s = now_s + SYNC_EVERY_S
+                self._owner.check()
             idle = journal.look()
             self._synced = max(self._synced, journal.synced)
             if self._wants_snapshot():
@@ -202,8 +220,7 @@ class StateDir:
                     journal.sync_behind()
                     return
                 self._cut()
-            elif self._fsync == "interval" and self._sync_s <= now_s:
-                self._sync_s = now_s + SYNC_EVERY_S
+            elif second_over and self._fsync == "interval":
                 journal.sync_behind()
         except OSError as exc:
             self._sync_failed(exc)
@@ -240,17 +257,22 @@ class StateDir:
             return
         self._closed = True
         if self._journal is not None:
-            try:
-                self._start_over()
-            except OSError as exc:
-                logger.error("no last snapshot could be written, the journal has it: %s", exc)  # noqa: TRY400
-                with contextlib.suppress(OSError):
-                    self._journal.sync()
+            with contextlib.suppress(StateDirTaken):
+                self._write_last()
             self._journal.close()
         self._background.shutdown()
-        files.close(self._lock)
+        self._owner.leave()
 
     # ---- what comes of it
+
+    def _write_last(self) -> None:
+        assert self._journal is not None  # noqa: S101
+        try:
+            self._start_over()
+        except OSError as exc:
+            logger.error("no last snapshot could be written, the journal has it: %s", exc)  # noqa: TRY400
+            with contextlib.suppress(OSError):
+                self._journal.sync()
 
     def _wants_snapshot(self) -> bool:
         assert self._journal is not None  # noqa: S101
@@ -293,6 +315,7 @@ class StateDir:
         try:
             written.result()
             self._snapshot_s = time.monotonic()
+            self._owner.check()
             self._remove_before(generation)
         except OSError as exc:
             logger.error("a snapshot could not be written, the journal goes on: %s", exc)  # noqa: TRY400
@@ -302,7 +325,9 @@ class StateDir:
 
         Raises:
             OSError: it cannot be written; what was there is there still.
+            StateDirTaken: another server has taken the folder over.
         """
+        self._owner.check()
         if self._snapshot is not None:
             self._snapshot[1].exception()
             self._snapshot = None
@@ -314,7 +339,9 @@ class StateDir:
         except BaseException:
             journal.close()
             files.unlink(journal.path)
+            self._generation -= 1
             raise
+        self._owner.check()
         self._journal, self._synced, self._since = journal, self.sequence, self.sequence
         self._wanted, self._behind = False, None
         self._snapshot_s = time.monotonic()
@@ -323,17 +350,32 @@ class StateDir:
         self._remove_before(self._generation)
 
     def _new_journal(self, after: Link) -> Journal:
-        self._generation += 1
+        """Begins a journal of the next number that is free.
+
+        Who takes the folder over counts on from all files that it finds, so that a number which is taken although the
+        folder is this server's can only be left over.
+        """
+        while True:
+            self._generation += 1
+            try:
+                return self._journal_of(self._generation, after)
+            except FileExistsError:
+                self._owner.check()
+            except OSError:
+                self._generation -= 1
+                raise
+
+    def _journal_of(self, generation: int, after: Link) -> Journal:
         origin = Origin(
-            generation=self._generation,
+            generation=generation,
             epoch=self.epoch,
             config=self._config,
             numpy=np.__version__,
             cpu=cpu_features(),
             salt=secrets.randbits(32),
         )
-        path = journal_path(self._path, self._generation)
-        return Journal(path, origin, after, self._synced, self._background)
+        path = journal_path(self._path, generation)
+        return Journal(path, origin, after, self._synced, syncer=self._background, check=self._owner.check)
 
     def _body(self, link: Link) -> list[Any]:
         return pack({"epoch": self.epoch, "link": link, "state": self._state_of()})

@@ -60,6 +60,7 @@ def launch(
     allow_pickle: bool = False,
     state_dir: str | os.PathLike[str] | None = None,
     fsync: str = "interval",
+    take_over: bool = False,
 ) -> Iterator[Server]:
     """Runs a server for as long as the context lasts.
 
@@ -74,6 +75,7 @@ def launch(
             that was. By default the state lives in memory.
         fsync: when a command is on the disk: "always" before its reply, "interval" within about a second, "never" when
             the system sees fit.
+        take_over: take the state directory over where another server has it, which then ends; see docs/reliability.md.
 
     Yields:
         The server, with its `address`. It ends with the context, and when this process dies, however it dies.
@@ -101,7 +103,7 @@ def launch(
         else:
             bind = ("--bind", address)
         named = {DEFAULT_CURRICULUM: config} if isinstance(config, Config) else config
-        flags = {"--insecure": insecure, "--allow-pickle": allow_pickle}
+        flags = {"--insecure": insecure, "--allow-pickle": allow_pickle, "--take-over": take_over}
         kept = () if state_dir is None else ("--state-dir", os.fspath(state_dir), "--fsync", fsync)
         options = (*bind, *kept, *(flag for flag, said in flags.items() if said))
         server = _start({"curricula": {name: one.to_dict() for name, one in named.items()}}, options)

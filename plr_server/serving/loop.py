@@ -68,6 +68,7 @@ def serve(
         ConfigError: the address is not one that may be served, or not with `allow_pickle`; or `max_frame_bytes` would
             not let a header through; or the folder is of another configuration.
         StateDiverged, PickleRefused: the folder's state cannot be gone on with here (`restart`).
+        StateDirTaken: another server has taken the folder over meanwhile; clients hear nothing, and find that one.
         AddressTaken: something already listens there.
         ServerStartError: the address cannot be bound for another reason.
     """

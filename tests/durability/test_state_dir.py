@@ -136,6 +136,107 @@ def test_two_servers_never_share_a_folder(folder, open_server):
         StateDir(folder)
 
 
+@pytest.mark.parametrize("fsync", ["never", "interval", "always"])
+def test_a_server_whose_folder_is_taken_over_ends_and_touches_it_no_more(folder, open_server, monkeypatch, fsync):
+    monkeypatch.setattr(module, "SYNC_EVERY_S", 0.0)
+    old = open_server(fsync=fsync)
+    old.do("before")
+    assert old.dir.commit()
+    new = open_server(take_over=True)
+    assert new.commands == ["before"]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    old.do("too late")
+    with pytest.raises(StateDirTaken, match=f"used by process {os.getpid()} on .*, which has taken it over"):
+        old.eventually(lambda: not old.dir.commit())
+    if fsync == "interval":  # whose replies wait for nothing
+        assert old.dir.durable < 2
+    with pytest.raises(StateDirTaken):
+        old.dir.save()
+    old.dir.close()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(StateDirTaken):  # the lock is the new one's
+        StateDir(folder)
+    new.do("after")
+    assert recovered(folder) == ["before", "after"]
+
+
+@pytest.mark.parametrize("fsync", ["interval", "always"])
+def test_taken_over_before_and_after_every_change_of_a_file(tmp_path, monkeypatch, at_once, fsync):  # noqa: ARG001
+    """What the old server told to be durable the new one knows, and what the new one wrote the old one never spoils."""
+    monkeypatch.setattr(module, "SNAPSHOT_AFTER_COMMANDS", 2)
+    monkeypatch.setattr(module, "SYNC_EVERY_S", 0.0)
+    for name in ("fsync", "fdatasync"):  # no power is lost here, and there are thousands
+        monkeypatch.setattr(os, name, lambda _: None)
+    num_taken_over, at = 0, 0
+    while num_taken_over == at:
+        at += 1
+        num_taken_over += _taken_over_at(at, tmp_path / f"{at}", monkeypatch, fsync)
+    assert num_taken_over > 50
+
+
+def _taken_over_at(at, folder, monkeypatch, fsync):
+    """Runs a server, and at some change of a file another one on its folder, which goes on; returns whether it came."""
+    said, durable, new, num_changes = [], 0, None, 0
+
+    def take_over():
+        nonlocal new, num_changes
+        num_changes += folder.exists()
+        if num_changes == at and new is None:
+            new = Server(folder, fsync="always", take_over=True)
+            new.do("new")
+            assert new.dir.commit()
+
+    with monkeypatch.context() as patch, contextlib.suppress(ServerStartError):  # of which StateDirTaken is one
+        checking_around(patch, take_over)
+        old = Server(folder, fsync=fsync)
+        with contextlib.closing(old.dir):
+            for number in range(5):
+                said.append(f"old {number}")
+                old.do(said[-1])
+                assert old.dir.commit()
+                durable = old.dir.durable
+                old.dir.look_after()
+                if number == 2:
+                    with contextlib.suppress(StateNotWritten):  # the new server has cleaned up
+                        old.dir.save()
+    if new is None:
+        return False
+    assert recovered(folder) == new.commands
+    for number in range(5):
+        new.do(f"newer {number}")
+        assert new.dir.commit()
+        new.dir.look_after()
+    assert new.commands[:durable] == said[:durable]
+    assert recovered(folder) == new.commands
+    new.dir.close()
+    return True
+
+
+def test_one_that_goes_on_before_and_after_every_change_of_a_file_by_who_takes_over(tmp_path, monkeypatch):
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, lambda _: None)
+    at, num_changes = 0, 1
+    while at < num_changes:
+        at, num_changes = at + 1, 0
+        old, num_acknowledged = Server(tmp_path / f"{at}", fsync="always"), 0
+
+        def go_on(old=old, at=at):
+            nonlocal num_changes, num_acknowledged
+            num_changes += 1
+            if num_changes == at:
+                old.do("x")
+                with contextlib.suppress(StateDirTaken):
+                    num_acknowledged += old.dir.commit()
+
+        with monkeypatch.context() as patch:
+            checking_around(patch, go_on)
+            new = Server(tmp_path / f"{at}", take_over=True)
+        assert len(new.commands) >= num_acknowledged
+        new.dir.close()
+        old.dir.close()
+    assert num_changes > 20
+
+
 def test_the_epoch_stays_as_long_as_nothing_is_lost(folder):
     epochs = []
     for _ in range(3):
@@ -292,11 +393,12 @@ class Disk:
         self.folder, self.names, self.synced = folder, {}, {}  # name -> inode, inode -> bytes
 
     def sync(self, file):
-        path = Path(f"/proc/self/fd/{file}").readlink()
+        opened = Path(f"/proc/self/fd/{file}")
+        path = opened.readlink()
         if path == self.folder:
             self.names = {each.name: each.stat().st_ino for each in path.iterdir()}
         elif path.parent == self.folder:
-            self.synced[path.stat().st_ino] = path.read_bytes()
+            self.synced[os.fstat(file).st_ino] = opened.read_bytes()
 
     def left(self):
         copy = self.folder.with_name("left")
@@ -361,7 +463,7 @@ def checking_around(monkeypatch, check):
 
         return done
 
-    changes = {os: ("writev", "fsync", "fdatasync", "ftruncate"), Path: ("rename", "unlink", "mkdir")}
+    changes = {os: ("writev", "fsync", "fdatasync", "ftruncate", "link"), Path: ("rename", "unlink", "mkdir")}
     for owner, names in changes.items():
         for name in names:
             monkeypatch.setattr(owner, name, checked(getattr(owner, name)))
@@ -523,10 +625,10 @@ def test_what_need_not_be_written_goes_on_in_memory_until_there_is_space(folder,
 def test_a_sync_that_failed_is_never_tried_again_on_that_file(folder, open_server, monkeypatch, fsync):
     server = open_server(fsync=fsync)
     server.do("first")
-    old, synced = only_journal(folder), []
+    old, synced = only_journal(folder).stat().st_ino, []
 
     def fdatasync(file):
-        synced.append(Path(f"/proc/self/fd/{file}").readlink())
+        synced.append(os.fstat(file).st_ino)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:

@@ -347,6 +347,34 @@ def test_a_launched_server_goes_on_where_the_last_one_ended(tmp_path):
     assert played == [0, 1, 2, 3, 4, 0]
 
 
+def test_a_server_whose_folder_another_one_takes_over_ends_and_its_clients_go_on_there(tmp_path):
+    """As after a node was cut off: clients are told where the new one is, and lose nothing that was acknowledged."""
+    folder, where = tmp_path / "state", [f"ipc://{tmp_path}/old", f"ipc://{tmp_path}/new"]
+    options = ("--levels", "0:50", "--strategy", "external", "--state-dir", str(folder), "--fsync", "always")
+    pushed, over = 0, threading.Event()
+
+    def trains():
+        nonlocal pushed
+        with Trainer(lambda: where[0], timeout_s=60.0) as trainer:
+            while not over.is_set():
+                trainer.push_scores([0], [float(pushed)])
+                pushed += 1
+
+    thread = threading.Thread(target=trains)
+    with faults.daemon(where[0], *options) as old:
+        thread.start()
+        faults.eventually(lambda: pushed > 50, "it serves")
+        with faults.daemon(where[1], *options, "--take-over") as new:
+            assert old.process.wait(faults.DEADLINE_S) == 1
+            known, where[0] = pushed, where[1]
+            faults.eventually(lambda: pushed > known + 50, "it goes on")
+            over.set()
+            thread.join(faults.DEADLINE_S)
+            with Trainer(new.address) as trainer:
+                assert trainer.stats()["scores"] == pushed
+                assert trainer.scores()[1][0] == pushed - 1.0
+
+
 def test_save_needs_a_state_directory(server, tmp_path):
     with Trainer(server.address) as trainer, pytest.raises(InvalidInput, match="--state-dir"):
         trainer.save()
