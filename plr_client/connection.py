@@ -7,6 +7,7 @@ own. All connections of a process share one ZeroMQ context, its threads and its 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import threading
@@ -20,7 +21,16 @@ from typing import Any
 import zmq
 from numpy.typing import NDArray
 
-from plr_client.errors import InvalidInput, MessageTooLarge, ServerUnreachable, SessionExpired, TooManyOpenFiles
+from plr_client.errors import (
+    InvalidInput,
+    MessageTooLarge,
+    NotAdmitted,
+    ServerUnreachable,
+    SessionExpired,
+    TooManyOpenFiles,
+)
+from plr_client.handshake import Handshake
+from plr_client.keys import key_file, read_client_keys
 from plr_client.protocol import (
     MAX_FRAME_BYTES,
     MAX_REQUEST_FRAMES,
@@ -132,25 +142,32 @@ class Connection:
             tells, asked whenever a socket is opened. It returns None while nobody knows.
         curriculum: the name of the curriculum that the requests are for.
         timeout_s: seconds after which a request without a reply raises `ServerUnreachable`; above 0.
+        keys: the path of a key file, read when the connection opens; None for what PLR_KEYS names, "" for none.
 
     Raises:
-        InvalidInput: the address is no ipc or tcp address, or the timeout is not above 0.
+        InvalidInput: the address is no ipc or tcp address, or the timeout is not above 0, or keys is no path.
     """
 
-    def __init__(self, address: Address, *, curriculum: str, timeout_s: float) -> None:
+    def __init__(
+        self, address: Address, *, curriculum: str, timeout_s: float, keys: str | os.PathLike[str] | None = None
+    ) -> None:
         if not (callable(address) or (isinstance(address, str) and address.startswith(("ipc://", "tcp://")))):
             raise InvalidInput("address", "ipc://PATH or tcp://HOST:PORT", repr(address))
         if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
             raise InvalidInput("timeout_s", "a number of seconds above 0", repr(timeout_s))
         if not (isinstance(curriculum, str) and curriculum):
             raise InvalidInput("curriculum", "the name of a curriculum", repr(curriculum))
+        if not isinstance(keys, str | os.PathLike | None):
+            raise InvalidInput("keys", "the path of a key file", repr(keys))
         self.address = address
         self.curriculum = curriculum
         self.timeout_s = timeout_s
+        self.keys = keys
         self._start_session()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"address": self.address, "curriculum": self.curriculum, "timeout_s": self.timeout_s}
+        settings = ("address", "curriculum", "timeout_s", "keys")  # of keys the path: what is in it is not carried
+        return {name: getattr(self, name) for name in settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -167,6 +184,7 @@ class Connection:
         self._max_frame_bytes = MAX_FRAME_BYTES
         self._socket: zmq.Socket[bytes] | None = None
         self._patience_ms = -1  # the socket's RCVTIMEO
+        self._handshake: Handshake | None = None  # until something has come on the socket
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def request(
@@ -256,8 +274,9 @@ class Connection:
             if self._socket is None and not self._greeted:
                 return
             # After a timeout too: the server may be there and know this session.
-            goodbye = self._send_numbered("goodbye", _NONE, _NONE)
-            self._receive(goodbye.request.sequence, GOODBYE_S)
+            with contextlib.suppress(NotAdmitted):  # any more
+                goodbye = self._send_numbered("goodbye", _NONE, _NONE)
+                self._receive(goodbye.request.sequence, GOODBYE_S)
             self._hang_up()
             self._greeted = False
             self.session = uuid.uuid4().hex
@@ -327,9 +346,16 @@ class Connection:
         self._put(socket, pending.frames)
 
     def _receive(self, number: int, within_s: float) -> Reply | None:
-        """Returns the reply to a request, or None when `within_s` have passed without one; at 0 it does not wait."""
+        """Returns the reply to a request, or None when `within_s` have passed without one; at 0 it does not wait.
+
+        Raises:
+            NotAdmitted: the server does not let this client in.
+        """
         socket = self._socket or self._open()
         deadline = time.monotonic() + within_s
+        if self._handshake is not None and within_s > 0.0:
+            self._await_admission(self._handshake, within_s)
+            within_s = max(0.0, deadline - time.monotonic())
         while True:
             if within_s > 0.0 and (patience_ms := int(within_s * 1000) + 1) != self._patience_ms:
                 socket.setsockopt(zmq.RCVTIMEO, patience_ms)
@@ -338,6 +364,9 @@ class Connection:
                 frame = socket.recv(0 if within_s > 0.0 else _NOW, copy=False)
             except zmq.Again:
                 return None
+            if self._handshake is not None:
+                self._handshake.close()
+                self._handshake = None
             frames: list[Any] = [frame.bytes]
             while frame.more:
                 frame = socket.recv(copy=False)
@@ -351,6 +380,13 @@ class Connection:
             if within_s > 0.0 and (within_s := deadline - time.monotonic()) <= 0.0:
                 return None
 
+    def _await_admission(self, handshake: Handshake, within_s: float) -> None:
+        """Waits until something has come on the socket, or raises NotAdmitted."""
+        refusal = handshake.refusal(within_s)
+        if refusal is not None:
+            self._hang_up()  # libzmq would try for ever
+            raise refusal
+
     @staticmethod
     def _put(socket: zmq.Socket[bytes], frames: Frames) -> None:
         try:
@@ -362,37 +398,48 @@ class Connection:
 
     def _open(self) -> zmq.Socket[bytes]:
         address = self.address() if callable(self.address) else self.address
+        keys = key_file(self.keys)
+        pair = None if keys is None else read_client_keys(keys)
         socket = _process.socket()
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IDENTITY, b"\x01" + uuid.uuid4().bytes)  # must not begin with a zero byte
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+        if pair is not None:
+            socket.setsockopt(zmq.CURVE_SERVERKEY, pair.server)
+            socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public)
+            socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
+        handshake = None
         if address is not None:  # otherwise what is sent waits in vain, and is sent again
-            _connect(socket, address)
-        self._socket = socket
+            handshake = Handshake(socket, address, keys)
+            _connect(socket, address, handshake)
+        self._socket, self._handshake = socket, handshake
         self._patience_ms = -1
         self._num_opened += 1
-        self._finalizer = weakref.finalize(self, _close, socket, self._pid)
+        self._finalizer = weakref.finalize(self, _close, socket, handshake, self._pid)
         return socket
 
     def _hang_up(self) -> None:
         if self._finalizer is not None:
             self._finalizer()
-        self._socket = self._finalizer = None
+        self._socket = self._handshake = self._finalizer = None
 
 
-def _connect(socket: zmq.Socket[bytes], address: str) -> None:
+def _connect(socket: zmq.Socket[bytes], address: str, handshake: Handshake) -> None:
     if address.startswith("tcp://["):
         socket.setsockopt(zmq.IPV6, 1)
     try:
         socket.connect(address)
     except zmq.ZMQError as exc:
+        handshake.close()
         socket.close()
         raise InvalidInput("address", "an address ZeroMQ can connect to", f"{address} ({exc})") from exc
 
 
-def _close(socket: zmq.Socket[bytes], pid: int) -> None:
+def _close(socket: zmq.Socket[bytes], handshake: Handshake | None, pid: int) -> None:
     if pid == _process.pid:
+        if handshake is not None:
+            handshake.close()
         socket.close()
     else:
-        _inherited.append(socket)
+        _inherited.append((socket, handshake))

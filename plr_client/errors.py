@@ -13,6 +13,8 @@
     │   ├── UnknownOperation             an operation the server does not have
     │   └── MessageTooLarge              more bytes or frames than the server takes
     ├── SessionExpired               a request in a session that the server has forgotten
+    ├── NotAdmitted                  the client's keys are not those that the server asks for
+    ├── NotAllowed                   an operation that the client's key has no right to
     ├── TooManySessions              the server takes no more clients
     ├── RepliesUnread                a client that asks for more than it reads
     ├── TooManyOpenFiles             this process can open no more connections
@@ -212,6 +214,43 @@ class SessionExpired(PlrError):
 
     op: str
     outcome: str
+
+
+class NotAdmitted(PlrError):
+    """The client's keys are not those that the server asks for: there is no connection, or no longer.
+
+    Attributes:
+        expected: what the server asks for, and the way out.
+        got: what the client has.
+    """
+
+    code = "not_admitted"
+    fields = ("expected", "got")
+    template = "keys: expected {expected}, got {got}"
+
+    expected: str
+    got: str
+
+
+class NotAllowed(PlrError):
+    """An operation that the client's key has no right to; nothing was applied.
+
+    Attributes:
+        op: what was asked for.
+        expected: whose it is.
+        got: the name of the client's key, and its role.
+    """
+
+    code = "not_allowed"
+    fields = ("op", "expected", "got")
+    template = (
+        "{op}: expected {expected}, got {got}; who runs the server makes keys (plr-server keygen DIR --role ROLE "
+        "--name NAME)"
+    )
+
+    op: str
+    expected: str
+    got: str
 
 
 class TooManySessions(PlrError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
@@ -119,15 +120,23 @@ class LevelClient:
         curriculum: the name of the curriculum, where the server has several.
         prefetch: how many levels to have ready, 0 to 4096; 0 asks when a level is needed.
         timeout_s: seconds without a reply after which a request raises; above 0.
+        keys: the path of a key file, where the server asks for keys; by default what PLR_KEYS names, and "" for none.
+            It is read when the connection opens.
 
     Raises:
         InvalidInput: the address, the name, prefetch or the timeout is not what it must be.
     """
 
     def __init__(
-        self, address: Address, *, curriculum: str = DEFAULT_CURRICULUM, prefetch: int = 0, timeout_s: float = 30.0
+        self,
+        address: Address,
+        *,
+        curriculum: str = DEFAULT_CURRICULUM,
+        prefetch: int = 0,
+        timeout_s: float = 30.0,
+        keys: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._connection = Connection(address, curriculum=curriculum, timeout_s=timeout_s)
+        self._connection = Connection(address, curriculum=curriculum, timeout_s=timeout_s, keys=keys)
         if isinstance(prefetch, bool) or not isinstance(prefetch, int) or not 0 <= prefetch <= MAX_PAYLOADS:
             raise InvalidInput("prefetch", f"an integer from 0 to {MAX_PAYLOADS}", repr(prefetch))
         self._ahead = _Ahead(self._connection, prefetch) if prefetch else None
@@ -151,6 +160,7 @@ class LevelClient:
         Raises:
             InvalidInput: k or slots are not what they must be.
             NoLevels: the levels are payloads, and none has been inserted yet.
+            NotAdmitted: the server asks for other keys.
             ServerUnreachable: no reply within the timeout.
         """
         if self._ahead is not None and slots is None and type(k) is int and k == 1:  # a reset of one env: the fast way
@@ -174,7 +184,7 @@ class LevelClient:
             payloads; all in the order of `slots`.
 
         Raises:
-            InvalidInput, NoLevels, ServerUnreachable: as `next`.
+            InvalidInput, NoLevels, NotAdmitted, ServerUnreachable: as `next`.
         """
         if self._ahead is not None:
             columns = list(zip(*self.next(k, slots=slots), strict=True))

@@ -6,6 +6,7 @@ that every client meets the same checks.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -33,13 +34,22 @@ class Trainer:
             that may come back elsewhere (`wrappers.ray.Lookup`). It returns None while nobody knows.
         curriculum: the name of the curriculum, where the server has several.
         timeout_s: seconds without a reply after which a request raises; above 0.
+        keys: the path of a key file, where the server asks for keys; by default what PLR_KEYS names, and "" for none.
+            It is read when the connection opens.
 
     Raises:
         InvalidInput: the address, the name or the timeout is not what it must be.
     """
 
-    def __init__(self, address: Address, *, curriculum: str = DEFAULT_CURRICULUM, timeout_s: float = 30.0) -> None:
-        self._connection = Connection(address, curriculum=curriculum, timeout_s=timeout_s)
+    def __init__(
+        self,
+        address: Address,
+        *,
+        curriculum: str = DEFAULT_CURRICULUM,
+        timeout_s: float = 30.0,
+        keys: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._connection = Connection(address, curriculum=curriculum, timeout_s=timeout_s, keys=keys)
 
     @property
     def address(self) -> Address:

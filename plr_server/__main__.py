@@ -25,8 +25,10 @@ from plr_server.curriculum.state_machine import Curriculum
 from plr_server.durability.recovery import History, read_history
 from plr_server.durability.state_dir import FSYNC, StateDir
 from plr_server.serving.dispatch import Dispatcher
+from plr_server.serving.keys import make_key, read_keys
 from plr_server.serving.loop import serve
 from plr_server.serving.restart import configs_of, replay
+from plr_server.serving.roles import ROLES
 from plr_server.viewer.watch import table, watch
 
 if sys.version_info >= (3, 11):
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "stats": _stats,
         "view": _view,
         "top": _top,
+        "keygen": _keygen,
         "inspect": _inspect,
         "replay": _replay,
         "check-env": _check_env,
@@ -97,16 +100,22 @@ def _parser() -> argparse.ArgumentParser:
         help="ipc://PATH, or tcp://HOST:PORT with port 0 for a free one (default: %(default)s)",
     )
     serving.add_argument(
+        "--keys",
+        type=Path,
+        metavar="DIR",
+        help="ask clients for a key: a folder that plr-server keygen made. SIGHUP has its list read again (default: "
+        "whoever reaches the address may everything)",
+    )
+    serving.add_argument(
         "--insecure",
         action="store_true",
-        help="allow a tcp address beyond loopback; there is no authentication: whoever reaches it may change "
-        "everything",
+        help="allow a tcp address beyond loopback without --keys: whoever reaches it may change everything",
     )
     serving.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="take score functions from clients (Trainer.set_score_function): whoever can connect can then run code as "
-        "this process; never with a tcp address beyond loopback",
+        help="take score functions from clients (Trainer.set_score_function): whoever can connect, with --keys "
+        "whoever is an operator, can then run code as this process; never without keys beyond loopback",
     )
     serving.add_argument(
         "--state-dir",
@@ -183,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument(
         "--curriculum", default=DEFAULT_CURRICULUM, metavar="NAME", help="which one, where the server has several"
     )
+    _add_keys(stats)
     stats.add_argument("--json", action="store_true", help="print one JSON object")
     stats.add_argument(
         "--watch", action="store_true", help="again and again, with rates, until Ctrl-C; with --json an object a line"
@@ -199,6 +209,8 @@ def _parser() -> argparse.ArgumentParser:
         "level table, which can be sorted and searched. Needs textual: the extra 'top'.",
     )
     watching.add_argument("address", metavar="ADDRESS", help="where the server listens")
+    _add_keys(watching)
+    _add_keygen(commands)
     _add_state_dir(commands)
     _add_check_env(commands)
     return parser
@@ -224,11 +236,35 @@ def _add_view(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     viewing.add_argument(
         "--port", type=int, default=DEFAULT_VIEW_PORT, help="of the page; 0: a free one (default: %(default)s)"
     )
+    _add_keys(viewing)
     viewing.add_argument("--open", action="store_true", help="open the page in the default browser")
     viewing.add_argument(
         "--history", type=Path, metavar="FILE", help="keep the past in a file, and go on from it where it is there"
     )
     viewing.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
+
+
+def _add_keys(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--keys",
+        metavar="FILE",
+        help="the key file of a trainer or an operator, where the server asks for keys (default: what PLR_KEYS names)",
+    )
+
+
+def _add_keygen(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    roles = "; ".join(f"{role}: {what}" for role, what in ROLES.items())
+    making = commands.add_parser(
+        "keygen",
+        help="make the key of a client, or list who may do what",
+        description="Makes DIR/NAME.key, the one file that a client needs to connect to plr-server serve --keys DIR: "
+        "copy it to the client's machine. On first use it makes the server's own pair in DIR too. Without --name it "
+        "lists who may do what. To withdraw a key, take its line out of DIR/clients.txt. A running server reads that "
+        "file again at SIGHUP.",
+    )
+    making.add_argument("folder", type=Path, metavar="DIR", help="what the server is given as --keys")
+    making.add_argument("--name", help="of the client: letters, digits, dots, underscores and hyphens")
+    making.add_argument("--role", choices=tuple(ROLES), help=roles)
 
 
 def _add_state_dir(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -302,16 +338,20 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"plr-server ready at {address} ({'; '.join(served)})", flush=True)
         say({"address": address})
         if options.view is not None:
-            viewers.enter_context(_viewer(address, options.view))
+            viewers.enter_context(_viewer(address, options.view, viewer_keys))
 
     viewers = contextlib.ExitStack()
+    viewer_keys = None
     try:
+        if options.view is not None and options.keys is not None:
+            viewer_keys = _viewer_keys(options.keys)
         configs = _configs(options)
         if any(":" in config.strategy for config in configs.values()):
             _find_modules_here()
         serve(
             {name: Curriculum(config) for name, config in configs.items()},
             options.bind,
+            keys=options.keys,
             insecure=options.insecure,
             allow_pickle=options.allow_pickle,
             max_frame_bytes=options.max_frame_bytes,
@@ -331,14 +371,33 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _viewer(address: str, port: int) -> Iterator[None]:
+def _viewer(address: str, port: int, keys: Path | None) -> Iterator[None]:
     """Runs `plr-server view` beside the server; it ends with the context, and when this process dies."""
-    command = [sys.executable, "-m", "plr_server", "view", address, "--port", str(port)]
+    command = [sys.executable, "-m", "plr_server", "view", address, "--port", str(port), "--keys", str(keys or "")]
     with subprocess.Popen(  # noqa: S603  our own command
         [*command, "--parent-pid", str(os.getpid())], start_new_session=True
     ) as process:
         yield
         process.terminate()
+
+
+def _viewer_keys(folder: Path) -> Path:
+    """Returns the key file of the page beside the server, made where it is not there yet."""
+    read_keys(folder)  # only beside the keys of others
+    path = folder / "viewer.key"
+    return path if path.exists() else make_key(folder, name="viewer", role="trainer")
+
+
+def _keygen(options: argparse.Namespace) -> int:
+    if options.name is None and options.role is None:
+        for client in read_keys(options.folder).clients.values():
+            print(f"{client.name}: {client.role}, {ROLES[client.role]}")
+        return 0
+    if options.name is None or options.role is None:
+        missing, given = ("name", "role") if options.name is None else ("role", "name")
+        raise ConfigError(missing, f"--{missing} beside --{given}", "none")
+    print(make_key(options.folder, name=options.name, role=options.role))
+    return 0
 
 
 def _view(options: argparse.Namespace) -> int:
@@ -351,7 +410,7 @@ def _view(options: argparse.Namespace) -> int:
             webbrowser.open(url)
 
     if "://" in options.source:
-        with Collector(options.source, options.history) as collector:
+        with Collector(options.source, options.history, keys=options.keys) as collector:
             serve_pages(collector, options.port, ready=ready, parent_pid=options.parent_pid)
     else:
         serve_pages(read_file(Path(options.source)), options.port, ready=ready)
@@ -390,7 +449,9 @@ def _read_toml(path: str) -> dict[str, Any]:
 
 
 def _stats(options: argparse.Namespace) -> int:
-    with Trainer(options.address, curriculum=options.curriculum, timeout_s=options.timeout_s) as trainer:
+    with Trainer(
+        options.address, curriculum=options.curriculum, keys=options.keys, timeout_s=options.timeout_s
+    ) as trainer:
         if options.watch:
             with contextlib.suppress(BrokenPipeError):  # whoever read it has gone, as `head` does
                 watch(trainer, as_json=options.json)
@@ -407,7 +468,7 @@ def _top(options: argparse.Namespace) -> int:
 
     if not sys.stdout.isatty():
         raise ConfigError("top", "a terminal (plr-server stats --watch needs none)", "an output that is none")
-    with Collector(options.address) as collector:
+    with Collector(options.address, keys=options.keys) as collector:
         Top(collector).run()
     return 0
 

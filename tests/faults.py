@@ -19,6 +19,7 @@ import numpy as np
 import zmq
 
 from plr_client import InvalidInput, LevelOutsideSpace, MissingField, PlrError, Trainer
+from plr_client.keys import read_client_keys
 from plr_client.protocol import Request, decode_reply, encode_request
 
 DEADLINE_S = 30.0
@@ -148,12 +149,15 @@ def run_script(code, *args, timeout_s=DEADLINE_S):
 
 
 class Raw:
-    """A bare DEALER socket that says whatever it is told."""
+    """A bare DEALER socket that says whatever it is told; with the key file of a client, where it is given one."""
 
-    def __init__(self, address):
+    def __init__(self, address, keys=None):
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
+        if keys is not None:
+            pair = read_client_keys(keys)
+            self.socket.curve_serverkey, self.socket.curve_publickey, self.socket.curve_secretkey = pair
         self.socket.connect(address)
 
     def send(self, frames):

@@ -19,7 +19,7 @@ import pytest
 
 from plr_client import ConfigError, LevelClient, Trainer
 from plr_server import Config, launch
-from plr_server.__main__ import _configs, _joined, _parser, main
+from plr_server.__main__ import _configs, _joined, _parser, _viewer_keys, main
 from plr_server.curriculum.presets import PRESETS
 
 # Every field with a value that is not its default: Python, command line, TOML.
@@ -414,6 +414,70 @@ def test_a_viewer_does_not_outlive_a_server_that_is_killed(ipc):
 
 def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+
+
+# ---- keys
+
+
+def test_keygen_makes_the_one_file_that_a_client_needs_and_lists_who_may_do_what(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "keys"
+    for name, role in (("env-1", "worker"), ("learner", "trainer"), ("boss", "operator")):
+        assert main(["keygen", str(folder), "--role", role, "--name", name]) == 0
+        assert capsys.readouterr().out == f"{folder}/{name}.key\n"
+    assert main(["keygen", str(folder)]) == 0
+    assert capsys.readouterr().out == (
+        "env-1: worker, asks for levels\n"
+        "learner: trainer, asks for levels, pushes, inserts and reads\n"
+        "boss: operator, all of that, saves, and sends score functions\n"
+    )
+    with launch(Config(levels=range(7)), keys=folder) as server:
+        for keys, said in (
+            ("env-1", "stats: expected the key of a trainer"),
+            ("none", "keys: expected a file made"),
+        ):
+            assert main(["stats", server.address, "--keys", f"{folder}/{keys}.key"]) == 1
+            assert capsys.readouterr().err.startswith(f"plr-server: {said}")
+        assert main(["stats", server.address, "--json", "--keys", f"{folder}/learner.key"]) == 0
+        assert json.loads(capsys.readouterr().out)["levels"] == 7
+        monkeypatch.setenv("PLR_KEYS", f"{folder}/boss.key")
+        assert main(["stats", server.address, "--json"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--name", "env"], "role: expected --role beside --name, got none"),
+        (["--role", "worker"], "name: expected --name beside --role, got none"),
+        (["--role", "worker", "--name", "../env"], "name: expected 1 to 64 letters, "),
+        ([], "keys: expected a folder made by plr-server keygen DIR --role ROLE --name NAME, got "),
+    ],
+)
+def test_keygen_refuses_what_it_cannot_do(tmp_path, words, said, capsys):
+    assert main(["keygen", str(tmp_path / "keys"), *words]) == 1
+    assert capsys.readouterr().err.startswith(f"plr-server: {said}")
+    assert not (tmp_path / "keys").exists()
+
+
+def test_serve_without_the_keys_that_it_is_to_ask_for_does_not_start(tmp_path, capsys, ipc):
+    assert main(["serve", "--bind", ipc, "--keys", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        "plr-server: keys: expected a folder made by plr-server keygen DIR --role ROLE --name NAME, got "
+        f"{tmp_path}, which has no server.key\n"
+    )
+
+
+def test_serve_view_shows_a_server_with_keys(ipc, tmp_path, capsys):
+    folder = tmp_path / "keys"
+    main(["keygen", str(folder), "--role", "worker", "--name", "env"])
+    with faults.daemon(ipc, "--view", "0", "--keys", str(folder)) as server:
+        line = server.process.stdout.readline()
+        url = re.fullmatch(r"plr-server view at (http://\S+)\n", line)[1]
+        faults.eventually(lambda: '"lost_s": null' in get(f"{url}save"), "the page reads the server")
+        server.stop()
+    assert _viewer_keys(folder) == folder / "viewer.key"  # made once
+    capsys.readouterr()
+    main(["keygen", str(folder)])
+    assert "viewer: trainer, " in capsys.readouterr().out
 
 
 # ---- state directories

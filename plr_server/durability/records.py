@@ -10,8 +10,8 @@ chain in which no record can be missing. crc: CRC-32 of the header before it and
 salt.
 
 The first record of a segment (kind SEGMENT, salt 0) is a msgpack map that says what it belongs to (`Origin`). The
-others are a REQUEST of a client or a DECISION of the server, which count as commands; a DIGEST of the state after the
-last command; and a SYNCED, which only carries `synced`.
+others are a REQUEST of a client, the same with the NAMED client before it, or a DECISION of the server, which count as
+commands; a DIGEST of the state after the last command; and a SYNCED, which only carries `synced`.
 
 Used by the journal and the state folder. Pure: bytes in, verdicts out. A file that ends early, in garbage or in zeros
 is what a crash leaves of bytes that were never synced. Anything else never happens by itself, and is damage.
@@ -46,10 +46,11 @@ class Kind(enum.IntEnum):
     DECISION = 3
     DIGEST = 4
     SYNCED = 5
+    NAMED = 6
 
 
 _KINDS = frozenset(map(int, Kind))
-_COMMANDS = frozenset((Kind.REQUEST, Kind.DECISION))
+COMMANDS = frozenset((Kind.REQUEST, Kind.NAMED, Kind.DECISION))
 
 
 class Link(NamedTuple):
@@ -126,7 +127,7 @@ def encode(kind: Kind, after: Link, synced: int, payload: Sequence[Any], salt: i
         payload: buffers, to be written after the header.
         salt: the segment's.
     """
-    sequence = after.sequence + (kind in _COMMANDS)
+    sequence = after.sequence + (kind in COMMANDS)
     length = num_bytes(payload)
     header = _HEADER.pack(MAGIC, FORMAT, kind, 0, length, sequence, synced, after.crc)
     crc = zlib.crc32(header, salt)
@@ -177,7 +178,7 @@ def read_records(data: memoryview, first: Record, salt: int) -> Iterator[Record]
 
 
 def _follows(record: Record, link: Link) -> bool:
-    sequence = link.sequence + (record.kind in _COMMANDS)
+    sequence = link.sequence + (record.kind in COMMANDS)
     return record.previous == link.crc and record.sequence == sequence and record.kind is not Kind.SEGMENT
 
 

@@ -49,6 +49,7 @@ from plr_server.curriculum.state_machine import Curriculum
 from plr_server.durability.records import Kind
 from plr_server.durability.state_dir import StateDir
 from plr_server.durability.values import Buffers, pack, unpack
+from plr_server.serving.roles import Client, allowed
 from plr_server.serving.sessions import Session, Sessions
 from plr_server.serving.timings import OTHER, Timings
 
@@ -87,6 +88,7 @@ class Dispatcher:
     Attributes:
         sessions: the clients.
         curricula: the state machines by name.
+        clients: who may connect, by public key; None where there are no keys, and everybody may everything.
         answered: the operation of the request last answered, and whether with an error.
         timings: where the loop counts how long that took.
 
@@ -102,6 +104,7 @@ class Dispatcher:
     ) -> None:
         self.sessions = Sessions()
         self.curricula = curricula
+        self.clients: Mapping[str, Client] | None = None
         self._lags = {name: Lag() for name in curricula}
         self._max_frame_bytes = max_frame_bytes
         self._epoch = epoch
@@ -130,12 +133,13 @@ class Dispatcher:
         self.answered = OTHER, False
         self.timings = Timings((*self._reads, *self._writes, *_GREETINGS, "describe"))
 
-    def answer(self, peer: bytes, frames: Sequence[Any]) -> Frames:
+    def answer(self, peer: bytes, frames: Sequence[Any], key: str | None = None) -> Frames:
         """Applies one request.
 
         Args:
             peer: the connection it came on.
             frames: what came, without the peer.
+            key: the public key of the connection; None where there are no keys.
 
         Returns:
             The frames of the reply.
@@ -146,7 +150,8 @@ class Dispatcher:
         try:
             request = decode_request(frames)
             number, op = request.sequence, request.op
-            reply = self._answer(peer, request, frames)
+            client = None if self.clients is None else allowed(op, key, self.clients)
+            reply = self._answer(peer, request, frames, client)
             self.answered = op, reply.error is not None
             return encode_reply(reply)
         except KeyboardInterrupt:
@@ -211,9 +216,13 @@ class Dispatcher:
         if kind is Kind.DECISION:
             self._carry_out(*unpack(payload))
             return
-        request = decode_request(unframed(payload))
+        frames, client = unframed(payload), None
+        if kind is Kind.NAMED:
+            client, *frames = frames
+            client = client.decode()
+        request = decode_request(frames)
         self._check(request)
-        self._do(self.sessions.replayed(request), request)
+        self._do(self.sessions.replayed(request, client), request)
 
     def _decide(self, what: str, name: str) -> None:
         """Does what the loop has decided about a session, once it is written down."""
@@ -234,8 +243,8 @@ class Dispatcher:
 
     # ---- one request
 
-    def _answer(self, peer: bytes, request: Request, frames: Sequence[Any]) -> Reply:
-        session = self.sessions.admit(peer, request)
+    def _answer(self, peer: bytes, request: Request, frames: Sequence[Any], client: str | None) -> Reply:
+        session = self.sessions.admit(peer, request, client)
         number, op = request.sequence, request.op
         if number == session.written and session.reply is not None:
             return session.reply._replace(epoch=self._epoch, durable=self._durable(session))
@@ -247,7 +256,10 @@ class Dispatcher:
             raise ProtocolError(f"seq: expected more than {number} for {op}, got {number} again")
         self._check(request)
         if self._log is not None:
-            self._log.write(Kind.REQUEST, framed(frames), op=op, needed=op in _NEEDED)
+            kind, written = Kind.REQUEST, frames
+            if op == "hello" and client is not None:
+                kind, written = Kind.NAMED, [client.encode(), *frames]
+            self._log.write(kind, framed(written), op=op, needed=op in _NEEDED)
             self._undurable.append((self._log.sequence, request.session, number))
         reply, durable = self._do(session, request), self._durable(session)
         return reply if reply.durable == durable else reply._replace(durable=durable)

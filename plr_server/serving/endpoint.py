@@ -31,7 +31,8 @@ def listening(router: zmq.Socket[Any], address: str, *, insecure: bool = False) 
     Args:
         router: the socket, not yet bound.
         address: `ipc://PATH`, or `tcp://HOST:PORT` with port 0 (or `*`) for a free one.
-        insecure: allow a tcp address beyond loopback, where anybody who reaches it can read and change the curriculum.
+        insecure: allow a tcp address beyond loopback, where whoever reaches it can read and change the curriculum,
+            unless the socket asks for keys.
 
     Yields:
         The address clients connect to, with the real port.
@@ -51,8 +52,8 @@ def listening(router: zmq.Socket[Any], address: str, *, insecure: bool = False) 
         if not insecure and beyond_this_machine(address):
             raise ConfigError(
                 "bind",
-                "a loopback address such as tcp://127.0.0.1:5555, or --insecure said aloud: without it nobody beyond "
-                "this machine may read or change the curriculum",
+                "a loopback address such as tcp://127.0.0.1:5555, or --keys DIR (plr-server keygen makes them), or "
+                "--insecure said aloud, and then whoever reaches it may read and change the curriculum",
                 address,
             )
         yield _bind(router, address)

@@ -56,6 +56,7 @@ def launch(
     config: Config | Mapping[str, Config],
     address: str | None = None,
     *,
+    keys: str | os.PathLike[str] | None = None,
     insecure: bool = False,
     allow_pickle: bool = False,
     state_dir: str | os.PathLike[str] | None = None,
@@ -68,9 +69,12 @@ def launch(
         config: the curriculum's configuration; or several by name, each a curriculum of its own in the one server.
         address: `ipc://PATH` or `tcp://127.0.0.1:PORT` (0 for a free port); by default an ipc path in a new folder
             that only this user can enter.
-        insecure: allow a tcp address beyond loopback, where whoever reaches it may read and change the curriculum.
-        allow_pickle: take score functions from clients (`Trainer.set_score_function`): whoever can connect can then run
-            code in the server.
+        keys: a folder that `plr-server keygen` made: clients need one of its keys (`keys=` of theirs), and may do what
+            its role may.
+        insecure: allow a tcp address beyond loopback without keys, where whoever reaches it may read and change the
+            curriculum.
+        allow_pickle: take score functions from clients (`Trainer.set_score_function`): whoever can connect, or with
+            keys whoever is an operator, can then run code in the server.
         state_dir: the folder that the state lives in: a server started on it goes on where the last one ended, however
             that was. By default the state lives in memory.
         fsync: when a command is on the disk: "always" before its reply, "interval" within about a second, "never" when
@@ -81,9 +85,9 @@ def launch(
         The server, with its `address`. It ends with the context, and when this process dies, however it dies.
 
     Raises:
-        ConfigError: the address is not one that may be served, or not without `insecure` or with `allow_pickle`; or the
-            strategy names a function that the server cannot import. It looks in this process's working directory and on
-            PYTHONPATH.
+        ConfigError: the address is not one that may be served, or not without `keys` or `insecure`, or with
+            `allow_pickle`; the keys cannot be read; or the strategy names a function that the server cannot import. It
+            looks in this process's working directory and on PYTHONPATH.
         AddressTaken: something already listens there.
         StateDirTaken, StateDamaged, StateDiverged: the state directory cannot be gone on with.
         ServerStartError: the server did not start.
@@ -105,7 +109,8 @@ def launch(
         named = {DEFAULT_CURRICULUM: config} if isinstance(config, Config) else config
         flags = {"--insecure": insecure, "--allow-pickle": allow_pickle, "--take-over": take_over}
         kept = () if state_dir is None else ("--state-dir", os.fspath(state_dir), "--fsync", fsync)
-        options = (*bind, *kept, *(flag for flag, said in flags.items() if said))
+        closed = () if keys is None else ("--keys", os.fspath(keys))
+        options = (*bind, *kept, *closed, *(flag for flag, said in flags.items() if said))
         server = _start({"curricula": {name: one.to_dict() for name, one in named.items()}}, options)
         stack.callback(server.stop)
         try:

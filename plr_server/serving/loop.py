@@ -1,7 +1,7 @@
 """The ZeroMQ loop around the curricula: receives, has the dispatcher decide, sends; watches for peers that vanish.
 
-Single-threaded: one request after the other. It owns the socket, the signals and the clock, and none of the
-mathematics. Used by the command line and, through it, by `plr_server.launch`.
+Single-threaded: one request after the other. It owns the socket, the signals, the folder of keys and the clock, and
+none of the mathematics. Used by the command line and, through it, by `plr_server.launch`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 
-from plr_client.errors import ConfigError
+from plr_client.errors import ConfigError, PlrError
 from plr_client.protocol import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Frames, encode_notice, request_id
 from plr_server.curriculum.state_machine import Curriculum
 from plr_server.durability.state_dir import StateDir
 from plr_server.serving.dispatch import Dispatcher
 from plr_server.serving.endpoint import beyond_this_machine, listening
+from plr_server.serving.keys import read_keys
 from plr_server.serving.restart import restart
+from plr_server.serving.roles import Client
 from plr_server.serving.sessions import MAX_SESSIONS
 from plr_server.serving.wire import Wire
 
@@ -43,6 +46,7 @@ def serve(
     address: str,
     *,
     ready: Callable[[str], None],
+    keys: Path | None = None,
     insecure: bool = False,
     allow_pickle: bool = False,
     max_frame_bytes: int = MAX_FRAME_BYTES,
@@ -51,22 +55,25 @@ def serve(
 ) -> None:
     """Serves curricula until SIGINT or SIGTERM, then tells the clients and returns. Call it from the main thread.
 
-    The soft limit of open files is raised to the hard one.
+    With keys, SIGHUP has the list of clients read again: who is not in it any more is refused from then on. The soft
+    limit of open files is raised to the hard one.
 
     Args:
         curricula: what to serve, by the name that clients ask for.
         address: `ipc://PATH` or `tcp://HOST:PORT`, port 0 for a free one.
         ready: called with the address once clients can connect.
-        insecure: allow a tcp address beyond loopback.
-        allow_pickle: take score functions from clients, who can then run code in this process.
+        keys: a folder of keys (`plr_server.serving.keys`): clients need one of them, and may do what its role may.
+        insecure: allow a tcp address beyond loopback without keys.
+        allow_pickle: take score functions from clients, with keys from operators alone, who can then run code in this
+            process.
         max_frame_bytes: the largest frame taken from a client, in bytes; the transport drops who sends more. A request
             has at most four times that in all.
         parent_pid: stop also when this process is no longer the parent.
         log: the folder that the state lives in; it is closed at the end. Without one, it lives in memory.
 
     Raises:
-        ConfigError: the address is not one that may be served, or not with `allow_pickle`; or `max_frame_bytes` would
-            not let a header through; or the folder is of another configuration.
+        ConfigError: the address is not one that may be served, or not with `allow_pickle`; or the keys cannot be read;
+            or `max_frame_bytes` would not let a header through; or the folder is of another configuration.
         StateDiverged, PickleRefused: the folder's state cannot be gone on with here (`restart`).
         StateDirTaken: another server has taken the folder over meanwhile; clients hear nothing, and find that one.
         AddressTaken: something already listens there.
@@ -74,23 +81,26 @@ def serve(
     """
     if max_frame_bytes < MAX_HEADER_BYTES:
         raise ConfigError("max_frame_bytes", f"an integer, {MAX_HEADER_BYTES} or more", str(max_frame_bytes))
-    if allow_pickle and beyond_this_machine(address):
-        expected = "an ipc or loopback address: whoever reaches the server could run code in it"
+    if allow_pickle and keys is None and beyond_this_machine(address):
+        expected = "an ipc or loopback address, or keys: whoever reaches the server could run code in it"
         raise ConfigError("allow_pickle", expected, address)
+    pair = None if keys is None else read_keys(keys)
     epoch = secrets.randbits(63)
     dispatcher = Dispatcher(curricula, max_frame_bytes=max_frame_bytes, epoch=epoch, allow_pickle=allow_pickle)
     with contextlib.ExitStack() as stack:
         if log is not None:
             stack.callback(log.close)
             restart(dispatcher, log)
-        wire = Wire(max_frame_bytes)
+        wire = Wire(max_frame_bytes, None if pair is None else pair.secret)
         stack.callback(wire.close)
         wire.take_files()
-        stop = stack.enter_context(_stop_signals())
-        bound = stack.enter_context(listening(wire.router, address, insecure=insecure))
+        told = stack.enter_context(_signals(*(() if keys is None else (signal.SIGHUP,))))
+        bound = stack.enter_context(listening(wire.router, address, insecure=insecure or keys is not None))
         stack.callback(wire.close, CLOSING_LINGER_MS)  # before giving up the address: it unlinks what is there
         wire.guards(bound)
-        loop = _Loop(dispatcher, wire, stop, log)
+        loop = _Loop(dispatcher, wire, told, log, keys)
+        if pair is not None:
+            loop.admit(pair.clients)
         ready(bound)
         loop.run(parent_pid)
         logger.info("stopping: telling %d sessions", len(dispatcher.sessions))
@@ -98,18 +108,26 @@ def serve(
 
 
 class _Loop:
-    def __init__(self, dispatcher: Dispatcher, wire: Wire, stop: socket.socket, log: StateDir | None = None) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        wire: Wire,
+        told: socket.socket,
+        log: StateDir | None = None,
+        keys: Path | None = None,
+    ) -> None:
         self.dispatcher = dispatcher
-        self._wire, self._stop, self._log = wire, stop, log
+        self._wire, self._told, self._log, self._keys = wire, told, log, keys
         self._due: list[tuple[float, int, Callable[[], None]]] = []  # a heap of what to do when
         self._num_due = 0
         for name in dispatcher.sessions:  # of the run before: who is still there comes back
             self._after(RETURN_WITHIN_S, partial(self._forget, name, dispatcher.sessions[name].peer))
 
     def run(self, parent_pid: int | None) -> None:
-        router, monitor, stop = self._wire.router.FD, self._wire.monitor.FD, self._stop.fileno()
+        wire, told = self._wire, self._told.fileno()
+        router = wire.router.FD
         poll = select.poll()
-        for file in (router, monitor, stop):
+        for file in (router, wire.monitor.FD, told, *(() if wire.zap is None else (wire.zap.FD,))):
             poll.register(file, select.POLLIN)
         alone = [(router, select.POLLIN)]
         look_s = time.monotonic()
@@ -120,10 +138,11 @@ class _Loop:
             if files == alone and now_s < look_s:
                 continue  # requests and nothing else
             ready = {file for file, _ in files}
-            if stop in ready or (parent_pid is not None and os.getppid() != parent_pid):
+            if (told in ready and self._told_to_stop()) or (parent_pid is not None and os.getppid() != parent_pid):
                 return
+            wire.answer_zap()
             self._note_closed()
-            grown = self._wire.shed()
+            grown = wire.shed()
             self._do_what_is_due()
             if self._log is not None:
                 self._log.look_after()
@@ -131,11 +150,32 @@ class _Loop:
             if self._due:
                 look_s = min(look_s, self._due[0][0])
 
+    def admit(self, clients: Mapping[str, Client]) -> None:
+        """Lets these clients connect and ask, and nobody else; whoever else there is is forgotten."""
+        self._wire.admitted = self.dispatcher.clients = clients
+        names = {client.name for client in clients.values()}
+        sessions = self.dispatcher.sessions
+        for name in [name for name in sessions if sessions[name].client not in names]:
+            logger.info("session %r is of a client that has no key any more: it is forgotten", name)
+            self.dispatcher.forget(name)
+
     def tell_closing(self) -> None:
         """Tells every client that the server is stopping."""
         sessions = self.dispatcher.sessions
         for name in sessions:
             self._wire.send(sessions[name].peer, encode_notice("closing"))
+
+    def _told_to_stop(self) -> bool:
+        """Reads which signals came; where they only ask for that, reads the list of clients again."""
+        if self._keys is None or set(self._told.recv(BATCH)) != {signal.SIGHUP}:
+            return True
+        try:
+            self.admit(read_keys(self._keys).clients)
+        except PlrError as error:
+            logger.error("the list of clients stays as it was: %s", error)  # noqa: TRY400
+        else:
+            logger.info("the list of clients was read again")
+        return False
 
     def _after(self, seconds: float, do: Callable[[], None]) -> None:
         self._num_due += 1
@@ -160,10 +200,10 @@ class _Loop:
             received = wire.receive()
             if received is None:
                 break
-            peer, frames, refusal = received
+            peer, key, frames, refusal = received
             if refusal is None:
                 began_ns = time.perf_counter_ns()
-                reply = dispatcher.answer(peer, frames)
+                reply = dispatcher.answer(peer, frames, key)
                 dispatcher.timings.add(*dispatcher.answered, time.perf_counter_ns() - began_ns)
             else:
                 reply = dispatcher.refusal(request_id(frames), refusal)
@@ -207,12 +247,12 @@ class _Loop:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[socket.socket]:
-    """Yields a socket that becomes readable when SIGINT or SIGTERM arrives."""
+def _signals(*others: signal.Signals) -> Iterator[socket.socket]:
+    """Yields a socket from which the numbers of SIGINT, SIGTERM and others can be read when they arrive."""
     read, write = socket.socketpair()
     write.setblocking(False)
     wakeup = signal.set_wakeup_fd(write.fileno())
-    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM, *others)}
     try:
         yield read
     finally:

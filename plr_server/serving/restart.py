@@ -15,7 +15,7 @@ import numpy as np
 
 from plr_client.errors import ConfigError, PlrError, StateDiverged
 from plr_server.curriculum.config import Config
-from plr_server.durability.records import Kind
+from plr_server.durability.records import COMMANDS, Kind
 from plr_server.durability.recovery import History, Segment
 from plr_server.durability.state_dir import StateDir, cpu_features
 from plr_server.durability.values import digest, pack
@@ -76,7 +76,7 @@ def replay(dispatcher: Dispatcher, history: History, *, until: int | None = None
         for record in segment.records():
             if until is not None and record.sequence > until:
                 return
-            if record.kind in (Kind.REQUEST, Kind.DECISION):
+            if record.kind in COMMANDS:
                 dispatcher.replay(record.kind, record.payload)
             elif record.kind is Kind.DIGEST and compare and digest(pack(dispatcher.state())) != record.payload:
                 raise _diverged(record.sequence, segment)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from plr_client.errors import ProtocolError, SessionExpired, TooManySessions
+from plr_client.errors import NotAllowed, ProtocolError, SessionExpired, TooManySessions
 from plr_client.protocol import Reply, Request, decode_reply, encode_reply
 
 MAX_SESSIONS = 16_384
@@ -32,6 +32,7 @@ class Session:
         reply: the reply to `written`, repeated when that request comes again; None where that does no harm.
         waiting: curriculum -> slot -> how many pushes there had been when its level was drawn, for levels drawn ahead
             whose turn has not come.
+        client: the name of the client whose key began it, and alone may speak in it; None where there are no keys.
     """
 
     peer: bytes
@@ -41,6 +42,7 @@ class Session:
     durable: int = 0
     reply: Reply | None = None
     waiting: dict[str, dict[int, int]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
+    client: str | None = None
 
 
 class Sessions:
@@ -69,15 +71,17 @@ class Sessions:
         """Returns an open session, or None."""
         return self._open.get(name)
 
-    def admit(self, peer: bytes, request: Request) -> Session:
+    def admit(self, peer: bytes, request: Request, client: str | None = None) -> Session:
         """Returns the session of a request, which is to be applied if its number is above the session's.
 
         Args:
             peer: the connection it came on. The session moves to it where the request says that it is a later one than
                 the session's: a copy that was delayed on an earlier connection never moves a session back.
             request: the request; a hello begins a session.
+            client: the name of the client whose key the connection has; None where there are no keys.
 
         Raises:
+            NotAllowed: the session is another client's.
             SessionExpired: there is no such session, or one to be begun has said goodbye: this is a late copy.
             TooManySessions: there are too many to begin one.
             ProtocolError: a later request was applied already: this is a late copy.
@@ -85,7 +89,9 @@ class Sessions:
         name = request.session
         session = self._open.get(name)
         if session is None:
-            return self._begin(peer, request)
+            return self._begin(peer, request, client)
+        if client != session.client:
+            raise NotAllowed(f"{request.op:.80}", "the key that began the session", f"that of {client!r}")
         if request.sequence < session.sequence:
             raise ProtocolError(f"seq: expected {session.sequence} or more, got {request.sequence}")
         if request.connection > session.connection:
@@ -94,18 +100,23 @@ class Sessions:
             session.peer, session.connection = peer, request.connection
         return session
 
-    def replayed(self, request: Request) -> Session:
-        """Returns the session of a request that was admitted when it first came; a hello begins it again."""
+    def replayed(self, request: Request, client: str | None = None) -> Session:
+        """Returns the session of a request that was admitted when it first came; a hello begins it again.
+
+        Args:
+            request: the request.
+            client: of a hello, whose it was.
+        """
         session = self._open.get(request.session)
         if session is None:
-            session = self._open[request.session] = Session(b"", 0, request.sequence - 1)
+            session = self._open[request.session] = Session(b"", 0, request.sequence - 1, client=client)
         return session
 
     def state(self) -> dict[str, Any]:
         """Returns what the requests that changed something have made of the sessions, a plain value.
 
-        open: by name, the number and the reply of the last such request and what waits; ended: names. On which
-        connection a session speaks, and what it only asked, is not in it.
+        open: by name, the number and the reply of the last such request, what waits, and whose it is; ended: names. On
+        which connection a session speaks, and what it only asked, is not in it.
         """
         return {
             "open": {
@@ -113,6 +124,7 @@ class Sessions:
                     "written": session.written,
                     "reply": None if session.reply is None else _packed(session.reply),
                     "waiting": {curriculum: dict(slots) for curriculum, slots in session.waiting.items()},
+                    **({} if session.client is None else {"client": session.client}),
                 }
                 for name, session in self._open.items()
             },
@@ -125,6 +137,7 @@ class Sessions:
             session = self._open[name] = Session(b"", 0, kept["written"], kept["written"], kept["written"])
             session.reply = None if kept["reply"] is None else _unpacked(kept["reply"])
             session.waiting.update(kept["waiting"])
+            session.client = kept.get("client")
         self._ended = dict.fromkeys(state["ended"])
 
     def end(self, name: str, *, said_goodbye: bool) -> None:
@@ -139,14 +152,15 @@ class Sessions:
         """Returns the names of the sessions that speak on a connection."""
         return list(self._names.get(peer, ()))
 
-    def _begin(self, peer: bytes, request: Request) -> Session:
+    def _begin(self, peer: bytes, request: Request, client: str | None) -> Session:
         if request.op != "hello" or request.session in self._ended:
             raise SessionExpired(f"{request.op:.80}", "not applied")
         if len(self._open) >= self.max_open:
             raise TooManySessions("in all", self.max_open)
         if len(self._names.get(peer, ())) >= MAX_SESSIONS_PER_CONNECTION:
             raise TooManySessions("on one connection", MAX_SESSIONS_PER_CONNECTION)
-        session = self._open[request.session] = Session(peer, request.connection, request.sequence - 1)
+        session = Session(peer, request.connection, request.sequence - 1, client=client)
+        self._open[request.session] = session
         self._names[peer].add(request.session)
         return session
 

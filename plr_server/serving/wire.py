@@ -1,4 +1,4 @@
-"""The server's socket: what it takes and holds at most, and which connections there are.
+"""The server's socket: what it takes and holds at most, which connections there are, and whom it lets in.
 
 Used by the loop alone. It moves frames and never reads them, knows no sessions, and owns no clock.
 
@@ -22,10 +22,11 @@ import socket
 import struct
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import zmq
+from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
 from plr_client.errors import MessageTooLarge, PlrError, RepliesUnread
@@ -54,6 +55,8 @@ MAX_SPARE_FILES = 256  # connections that may come before the loop notices; fewe
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 _MONITOR = "inproc://monitor"
 _AT_ONCE = struct.pack("ii", 1, 0)  # a linger of 0 s
+_ZAP = "inproc://zeromq.zap.01"  # where libzmq asks whether a key may connect (RFC 27)
+CURVE_BYTES = 33  # that encryption adds to a frame
 _NOW, _MORE = int(zmq.DONTWAIT), int(zmq.SNDMORE)  # enum members cost a microsecond each time they are joined
 _NOW_AND_MORE = _NOW | _MORE
 
@@ -64,12 +67,15 @@ class Wire:
     Attributes:
         router: to be bound, then read by `receive` alone.
         monitor: readable when connections have come or gone.
+        zap: readable when somebody asks to be let in; None where there are no keys.
+        admitted: the public keys that may connect.
 
     Args:
         max_frame_bytes: the largest frame taken; the transport drops who sends more.
+        secret: the server's secret key in Z85, where it has one: then whoever has none may not connect.
     """
 
-    def __init__(self, max_frame_bytes: int) -> None:
+    def __init__(self, max_frame_bytes: int, secret: bytes | None = None) -> None:
         self._max_request_bytes = MAX_REQUEST_FRAMES * max_frame_bytes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.router = self._context.socket(zmq.ROUTER)
@@ -79,6 +85,16 @@ class Wire:
         self.router.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
         self.router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         self.router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+        self.zap: zmq.Socket[bytes] | None = None
+        self.admitted: Container[str] = ()
+        if secret is not None:
+            self.zap = self._context.socket(zmq.REP)
+            self.zap.bind(_ZAP)
+            self.router.setsockopt(zmq.CURVE_SERVER, 1)
+            self.router.setsockopt(zmq.CURVE_SECRETKEY, secret)
+            self.router.setsockopt(zmq.ZAP_DOMAIN, b"plr")
+            self.router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without `zap` nobody gets in, rather than everybody
+            self.router.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes + CURVE_BYTES)
         self.router.monitor(_MONITOR, _EVENTS)
         self.monitor = self._context.socket(zmq.PAIR)
         self.monitor.setsockopt(zmq.RCVHWM, 0)  # libzmq waits for room with a lock held
@@ -115,13 +131,16 @@ class Wire:
             self.router.disable_monitor()
             self.monitor.close(0)
             self.router.close(linger_ms)
+            if self.zap is not None:
+                self.zap.close(0)
         self._context.term()
 
-    def receive(self) -> tuple[bytes, Frames, PlrError | None] | None:
+    def receive(self) -> tuple[bytes, str | None, Frames, PlrError | None] | None:
         """Returns the next request without waiting for one.
 
         Returns:
-            Who sent it, its frames, and why it is to be refused unread, if it is; None where there is none.
+            Who sent it, with which public key (None where there are no keys), its frames, and why it is to be refused
+            unread, if it is; None where there is none.
         """
         try:
             peer = self.router.recv(_NOW)
@@ -133,9 +152,11 @@ class Wire:
         if peer not in self._known:
             self._peers[int(frame.get(zmq.SRCFD))].add(peer)
             self._known.add(peer)
+        # Asked of each message: who connects may name its connection as another was named.
+        key = None if self.zap is None else str(frame.get("User-Id"))
         frames: Frames = [frame.bytes if len(frame) <= MAX_HEADER_BYTES else frame.buffer]
         if not frame.more:
-            return peer, frames, None
+            return peer, key, frames, None
         num_frames, num_bytes = 1, len(frame)
         while frame.more:
             frame = self.router.recv(copy=False)
@@ -146,10 +167,10 @@ class Wire:
             else:
                 del frames[1:]
         if num_frames > MAX_FRAMES:
-            return peer, frames, MessageTooLarge("frames", MAX_FRAMES, num_frames)
+            return peer, key, frames, MessageTooLarge("frames", MAX_FRAMES, num_frames)
         if num_bytes > self._max_request_bytes:
-            return peer, frames, MessageTooLarge("all arrays", self._max_request_bytes, num_bytes)
-        return peer, frames, None
+            return peer, key, frames, MessageTooLarge("all arrays", self._max_request_bytes, num_bytes)
+        return peer, key, frames, None
 
     def send(self, peer: bytes, frames: Frames) -> bool:
         """Sends without waiting; False where the peer is not connected. Who does not read gets no more."""
@@ -237,6 +258,17 @@ class Wire:
         self._heard = None
         self._calm_bytes = resident  # where it is the curricula that have grown, this is what they take from now on
         return False
+
+    def answer_zap(self) -> None:
+        """Lets those in that have a key that is admitted, and tells the others that it is not."""
+        while self.zap is not None:
+            try:
+                version, number, *_, key = self.zap.recv_multipart(_NOW)
+            except zmq.Again:
+                return
+            name = z85.encode(key)
+            code, text = (b"200", b"OK") if name.decode() in self.admitted else (b"400", b"unknown key")
+            self.zap.send_multipart([version, number, code, text, name, b""])
 
     def knows(self, peer: bytes) -> bool:
         """Returns whether `closed_peers` will tell of a peer."""

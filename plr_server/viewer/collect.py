@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from plr_client.errors import ConfigError, PlrError
+from plr_client.errors import ConfigError, NotAdmitted, NotAllowed, PlrError
+from plr_client.protocol import DEFAULT_CURRICULUM
 from plr_client.trainer import Trainer
 from plr_server.curriculum.config import Config
 from plr_server.viewer.history import History
@@ -47,15 +48,18 @@ class Collector:
     Args:
         address: where the server listens.
         file: where the history is kept from one run of the viewer to the next; None: nowhere.
+        keys: the path of a trainer's key file, where the server asks for keys; None for what PLR_KEYS names.
 
     Raises:
         InvalidInput: the address is no ipc or tcp address.
         ConfigError: the file is there, and is not one that a viewer wrote; or it could not be written.
     """
 
-    def __init__(self, address: str, file: Path | None = None) -> None:
+    def __init__(self, address: str, file: Path | None = None, *, keys: str | None = None) -> None:
         Trainer(address)  # checks the address
         self.address = address
+        self._keys = keys
+        self._refused = ""  # why, when it was last said
         self._file = file
         self._saved: dict[str, History] = {}
         if file is not None and file.exists():
@@ -171,8 +175,11 @@ class Collector:
                     self._is_new |= watched.keep(reading, own=len(self._watched))
                     self._is_lost, self._answered_s = False, time.monotonic()
             self._timings = next(iter(self._watched.values())).trainer.timings()
-        except PlrError:  # it is not there, or is another one now: ask again from the beginning
+        except PlrError as error:  # it is not there, or is another one now: ask again from the beginning
             self._is_new = True
+            if isinstance(error, NotAdmitted | NotAllowed) and str(error) != self._refused:
+                self._refused = str(error)
+                logger.warning("the server refuses this page: %s", error)
             with self._changed:
                 self._is_lost = True
         with self._changed:
@@ -180,17 +187,20 @@ class Collector:
             self._changed.notify_all()
 
     def _find_curricula(self) -> None:
-        with Trainer(self.address, timeout_s=TIMEOUT_S) as asking:
+        with self._trainer() as asking:
             described = asking.describe()
         with self._changed:
             known, self._watched = self._watched, {}
             for name, fields in described.items():
-                watched = known.pop(name, None) or _Watched(Trainer(self.address, curriculum=name, timeout_s=TIMEOUT_S))
+                watched = known.pop(name, None) or _Watched(self._trainer(name))
                 watched.begin(fields)
                 watched.history = self._saved.pop(name, watched.history)
                 self._watched[name] = watched
         for watched in known.values():
             watched.trainer.close()
+
+    def _trainer(self, curriculum: str = DEFAULT_CURRICULUM) -> Trainer:
+        return Trainer(self.address, curriculum=curriculum, timeout_s=TIMEOUT_S, keys=self._keys)
 
     def _save(self) -> None:
         if self._file is None or not self._watched:

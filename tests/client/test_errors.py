@@ -48,6 +48,14 @@ EXAMPLES = {
         ("push", "not applied"),
         "session: expected one that the server knows, got one it has forgotten; push: not applied",
     ),
+    "NotAdmitted": (("a key file", "none"), "keys: expected a key file, got none"),
+    "NotAllowed": (
+        ("save", "the key of an operator", "that of the worker 'env-3'"),
+        (
+            "save: expected the key of an operator, got that of the worker 'env-3'; who runs the server makes keys "
+            "(plr-server keygen DIR --role ROLE --name NAME)"
+        ),
+    ),
     "TooManySessions": (
         ("in all", 16384),
         "sessions: expected at most 16384 in all, got one more; close clients that are done",

@@ -453,8 +453,8 @@ def test_a_server_takes_no_function_unless_its_operator_says_so(ipc):
 def test_no_server_takes_functions_from_beyond_this_machine(host):
     said = faults.refused("--allow-pickle", "--insecure", "--bind", f"tcp://{host}:0")
     assert said == (
-        "plr-server: allow_pickle: expected an ipc or loopback address: whoever reaches the server could run code in "
-        f"it, got tcp://{host}:0\n"
+        "plr-server: allow_pickle: expected an ipc or loopback address, or keys: whoever reaches the server could run "
+        f"code in it, got tcp://{host}:0\n"
     )
 
 

@@ -182,8 +182,9 @@ def test_a_tcp_port_is_taken(router):
 @pytest.mark.parametrize("host", ["0.0.0.0", "*", "192.0.2.7", "lo", "example.org", "[::]"])  # noqa: S104
 def test_beyond_loopback_is_refused_unless_said_aloud(router, host):
     assert refusal(router, f"tcp://{host}:0", ConfigError) == (
-        "bind: expected a loopback address such as tcp://127.0.0.1:5555, or --insecure said aloud: without it nobody "
-        f"beyond this machine may read or change the curriculum, got tcp://{host}:0"
+        "bind: expected a loopback address such as tcp://127.0.0.1:5555, or --keys DIR (plr-server keygen makes them), "
+        "or --insecure said aloud, and then whoever reaches it may read and change the curriculum, got "
+        f"tcp://{host}:0"
     )
 
 

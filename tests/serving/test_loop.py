@@ -348,8 +348,9 @@ def test_a_killed_servers_address_is_taken_over(ipc):
 
 def test_beyond_loopback_only_when_said_aloud():
     assert faults.refused("--bind", "tcp://0.0.0.0:0") == (
-        "plr-server: bind: expected a loopback address such as tcp://127.0.0.1:5555, or --insecure said aloud: without "
-        "it nobody beyond this machine may read or change the curriculum, got tcp://0.0.0.0:0\n"
+        "plr-server: bind: expected a loopback address such as tcp://127.0.0.1:5555, or --keys DIR (plr-server keygen "
+        "makes them), or --insecure said aloud, and then whoever reaches it may read and change the curriculum, got "
+        "tcp://0.0.0.0:0\n"
     )
     with faults.daemon("tcp://0.0.0.0:0", "--insecure") as server:
         port = server.address.rpartition(":")[2]

@@ -1,0 +1,180 @@
+"""plr_client/handshake.py: who is not let in is told why at once, by real servers; who is only hung up on is not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from pathlib import Path
+
+import faults
+import pytest
+
+from plr_client import LevelClient, NotAdmitted, ServerUnreachable, Trainer
+from plr_client import handshake as handshake_module
+from plr_client.handshake import mechanism_of
+from plr_server import Config, launch
+from plr_server.serving.keys import make_key
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """A folder of keys with a worker and a trainer, and another with a worker."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name, role in (("env", "worker"), ("learner", "trainer")):
+        make_key(folder / "here", name=name, role=role)
+    make_key(folder / "there", name="env", role="worker")
+    return folder
+
+
+@pytest.fixture(scope="module", params=[None, "tcp://127.0.0.1:0"], ids=["ipc", "tcp"])
+def servers(request, keys):
+    """A server that asks for keys, and one that asks for none."""
+    config = Config(levels=range(10))
+    with launch(config, request.param, keys=keys / "here") as closed, launch(config, request.param) as opened:
+        yield closed, opened
+
+
+@pytest.fixture
+def closed(servers):
+    return servers[0]
+
+
+@pytest.fixture
+def opened(servers):
+    return servers[1]
+
+
+def refusal(client):
+    with pytest.raises(NotAdmitted) as raised:
+        client.next()
+    assert client._connection._socket is None  # so that libzmq does not connect again, and again
+    return str(raised.value)
+
+
+def test_a_key_lets_in(closed, keys, monkeypatch):
+    with LevelClient(closed.address, keys=keys / "here/env.key") as client:
+        assert len(client.next(3)) == 3
+    monkeypatch.setenv("PLR_KEYS", str(keys / "here/learner.key"))
+    with Trainer(closed.address) as trainer:
+        assert trainer.push_scores([1], [0.5]) == 1
+
+
+def test_no_keys_where_a_server_asks_for_them(closed):
+    assert refusal(LevelClient(closed.address)) == (
+        f"keys: expected a key file, which the server at {closed.address} asks for (keys=FILE, PLR_KEYS or --keys "
+        "FILE); who runs it makes one with plr-server keygen, got none"
+    )
+
+
+def test_keys_that_the_server_does_not_know(closed, keys, tmp_path):
+    """Here the server's key is right, and the client's own is another."""
+    own, other = (json.loads((keys / where / "env.key").read_text()) for where in ("here", "there"))
+    path = tmp_path / "mixed.key"
+    path.touch(0o600)
+    path.write_text(json.dumps(own | {"secret": other["secret"]}))
+    assert refusal(LevelClient(closed.address, keys=path)) == (
+        f"keys: expected keys that the server at {closed.address} knows (plr-server keygen lists them there), got "
+        f"{path}, which it does not know, or which was withdrawn"
+    )
+
+
+def test_keys_of_another_server(closed, keys):
+    path = keys / "there/env.key"
+    assert refusal(LevelClient(closed.address, keys=path)) == (
+        f"keys: expected keys made for the server at {closed.address}, whose own key is another, got {path}, made for "
+        "another server or before it had this key"
+    )
+
+
+def test_keys_where_a_server_asks_for_none(opened, keys, monkeypatch):
+    path = keys / "here/env.key"
+    assert refusal(LevelClient(opened.address, keys=path)) == (
+        f"keys: expected none, because the server at {opened.address} was started without keys (serve --keys DIR), got "
+        f"{path}"
+    )
+    monkeypatch.setenv("PLR_KEYS", str(path))
+    with LevelClient(opened.address, keys="") as client:  # none, whatever PLR_KEYS names
+        assert len(client.next()) == 1
+
+
+def test_who_was_refused_is_let_in_once_its_keys_are_right(closed, keys, monkeypatch):
+    client = LevelClient(closed.address)
+    refusal(client)
+    monkeypatch.setenv("PLR_KEYS", str(keys / "here/env.key"))
+    with client:
+        assert len(client.next()) == 1
+
+
+def test_refusals_leave_nothing_behind(closed):
+    client = LevelClient(closed.address)
+    for _ in range(3):
+        refusal(client)
+    before = num_files()
+    for _ in range(20):
+        refusal(client)
+    faults.eventually(lambda: num_files() <= before, "libzmq has closed what the refused connections had open")
+
+
+def num_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_server_that_is_started_with_keys_refuses_whom_it_served_without(ipc, keys):
+    with faults.daemon(ipc) as first, LevelClient(ipc) as client, LevelClient(ipc) as other:
+        client.next()
+        other.next()
+        first.stop()
+        with faults.daemon(ipc, "--keys", str(keys / "here")):
+            assert "asks for" in refusal(client)
+        other.close()  # does not raise where there is nobody to say goodbye to
+
+
+# ---- no verdict on who is only hung up on
+
+
+@contextlib.contextmanager
+def listener(answer):
+    """Something that listens on a tcp port and is no server: it does `answer(connection)` and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        answer(connection)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"tcp://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_who_is_hung_up_on_waits_as_for_a_server_that_is_not_there(keys, with_keys):
+    """So does a server without room for one more connection."""
+    path = keys / "here/env.key" if with_keys else ""
+    with listener(lambda _: None) as address, pytest.raises(ServerUnreachable):
+        LevelClient(address, keys=path, timeout_s=1.0).next()
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff" + bytes(8) + b"\x7f\x03"])
+def test_what_does_not_greet_has_no_mechanism(said):
+    with listener(lambda connection: connection.sendall(said)) as address:
+        assert mechanism_of(address) is None
+
+
+def test_nobody_has_no_mechanism(ipc, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(handshake_module, "GREETING_S", 0.05)
+        assert mechanism_of(f"tcp://127.0.0.1:{silent.getsockname()[1]}") is None
+    assert mechanism_of(ipc) is None
+
+
+def test_mechanisms(closed, opened):
+    assert (mechanism_of(closed.address), mechanism_of(opened.address)) == ("CURVE", "NULL")
