@@ -14,7 +14,7 @@ OLDEST_GYMNASIUM := tests/wrappers/test_vector.py tests/wrappers/test_env.py tes
 DI_ENGINE := di_engine
 LEARNING := learning
 
-.PHONY: demo test test-explore test-slow soak test-browser test-integrations lint types bench bench-overhead bench-peers clean
+.PHONY: demo test test-explore test-slow soak fuzz test-browser test-integrations lint types bench bench-overhead bench-peers clean
 .PHONY: bench-learning bench-learning-tables bench-learning-quick bench-learning-equal bench-learning-lockstep bench-learning-cost
 
 demo: .venv/demo
@@ -41,6 +41,12 @@ test-browser: .venv-browser/dev
 # A hundred kill -9 of a server under load, twice.
 soak: .venv/dev
 	$(BIN)/python -m pytest -m slow tests/serving/test_restart.py
+
+# Malformed messages against a real server; another SEED, other messages.
+MESSAGES := 1000000
+SEED := 1
+fuzz: .venv/dev
+	$(BIN)/python tests/fuzz.py --messages $(MESSAGES) --seed $(SEED)
 
 # The real trainers; Python 3.11 or 3.12.
 test-integrations: .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev .venv-learning/dev

@@ -190,25 +190,30 @@ class Raw:
         self._context.term()
 
 
+def plain(address):
+    """A connection to a server that has said nothing yet."""
+    kind, _, where = address.partition("://")
+    host, _, port = where.rpartition(":")
+    if kind == "ipc":
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connected.connect(where)
+    else:
+        connected = socket.create_connection((host, int(port)))
+    connected.settimeout(DEADLINE_S)
+    return connected
+
+
 @contextlib.contextmanager
 def by_hand(address):
     """A connection to a server that speaks what libzmq's DEALER speaks, but by hand: handshake done, frames to come."""
-    kind, _, where = address.partition("://")
-    host, _, port = where.rpartition(":")
-    with contextlib.ExitStack() as stack:
-        if kind == "ipc":
-            plain = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            plain.connect(where)
-        else:
-            plain = stack.enter_context(socket.create_connection((host, int(port))))
-        plain.settimeout(DEADLINE_S)
-        plain.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+    with plain(address) as connected:
+        connected.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
         ready = b"\x05READY\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER"
-        plain.sendall(b"\x04" + bytes([len(ready)]) + ready)
+        connected.sendall(b"\x04" + bytes([len(ready)]) + ready)
         told = b""
         while b"ROUTER" not in told:  # its greeting, then what it is
-            told += plain.recv(256)
-        yield plain
+            told += connected.recv(256)
+        yield connected
 
 
 def unfinished(size):

@@ -29,7 +29,7 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
-from plr_client.errors import MessageTooLarge, PlrError, RepliesUnread
+from plr_client.errors import MessageTooLarge, PlrError, ProtocolError, RepliesUnread
 from plr_client.protocol import (
     MAX_FRAMES,
     MAX_HEADER_BYTES,
@@ -149,14 +149,12 @@ class Wire:
         frame = self.router.recv(copy=False)
         if self._heard is not None:
             self._heard.add(peer)
-        if peer not in self._known:
-            self._peers[int(frame.get(zmq.SRCFD))].add(peer)
-            self._known.add(peer)
+        refusal = None if peer in self._known else self._meet(peer, frame)
         # Asked of each message: who connects may name its connection as another was named.
         key = None if self.zap is None else str(frame.get("User-Id"))
         frames: Frames = [frame.bytes if len(frame) <= MAX_HEADER_BYTES else frame.buffer]
         if not frame.more:
-            return peer, key, frames, None
+            return peer, key, frames, refusal
         num_frames, num_bytes = 1, len(frame)
         while frame.more:
             frame = self.router.recv(copy=False)
@@ -170,7 +168,17 @@ class Wire:
             return peer, key, frames, MessageTooLarge("frames", MAX_FRAMES, num_frames)
         if num_bytes > self._max_request_bytes:
             return peer, key, frames, MessageTooLarge("all arrays", self._max_request_bytes, num_bytes)
-        return peer, key, frames, None
+        return peer, key, frames, refusal
+
+    def _meet(self, peer: bytes, frame: zmq.Frame) -> PlrError | None:
+        """Notes on which connection a peer speaks; returns why nobody who speaks like that is served, if so."""
+        try:
+            file = int(frame.get(zmq.SRCFD))
+        except zmq.ZMQError:  # libzmq understands such peers, but tells nothing of them; with keys it lets none in
+            return ProtocolError("transport: expected ZMTP 3 (libzmq 4.0 or newer), got an older one")
+        self._peers[file].add(peer)
+        self._known.add(peer)
+        return None
 
     def send(self, peer: bytes, frames: Frames) -> bool:
         """Sends without waiting; False where the peer is not connected. Who does not read gets no more."""

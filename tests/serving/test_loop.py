@@ -64,6 +64,16 @@ def test_a_peer_that_speaks_no_zeromq_is_no_trouble(server, trainer):
     assert trainer.stats()["levels"] == 10
 
 
+def test_a_peer_that_speaks_an_old_zeromq_is_refused_in_its_language(bind):
+    """Of a peer of ZMTP 1.0, and any noise may be one, libzmq cannot tell which connection it has."""
+    with faults.daemon(bind) as server, Trainer(server.address) as trainer, faults.plain(server.address) as old:
+        old.sendall(b"\x01\x00" + b"\x05\x00abcd" + b"\x05\x01some\x05\x00more")  # who it is, then two messages
+        told = b""
+        while told.count(b"transport: expected ZMTP 3") < 2:
+            told += old.recv(4096)
+        assert trainer.stats()["sessions"] == 1
+
+
 def test_a_client_that_never_reads_its_replies_is_no_trouble(ipc):
     with faults.daemon(ipc, "--levels", "0:100000") as server, faults.Raw(server.address) as deaf:
         deaf.ask(faults.hello("deaf"))
