@@ -30,7 +30,7 @@ from plr_client.errors import (
     TooManyOpenFiles,
 )
 from plr_client.handshake import Handshake
-from plr_client.keys import key_file, read_client_keys
+from plr_client.keys import KeyFile, key_file, read_client_keys
 from plr_client.protocol import (
     MAX_FRAME_BYTES,
     MAX_REQUEST_FRAMES,
@@ -148,9 +148,7 @@ class Connection:
         InvalidInput: the address is no ipc or tcp address, or the timeout is not above 0, or keys is no path.
     """
 
-    def __init__(
-        self, address: Address, *, curriculum: str, timeout_s: float, keys: str | os.PathLike[str] | None = None
-    ) -> None:
+    def __init__(self, address: Address, *, curriculum: str, timeout_s: float, keys: KeyFile = None) -> None:
         if not (callable(address) or (isinstance(address, str) and address.startswith(("ipc://", "tcp://")))):
             raise InvalidInput("address", "ipc://PATH or tcp://HOST:PORT", repr(address))
         if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:

@@ -18,6 +18,9 @@ from zmq.utils import z85
 
 from plr_client.errors import InvalidInput
 
+# The path of a key file; None for what PLR_KEYS names, and "" for no keys whatever it names.
+KeyFile = str | os.PathLike[str] | None
+
 PLR_KEYS = "PLR_KEYS"  # the environment variable that names a key file
 KEY_CHARS = 40
 
@@ -39,12 +42,8 @@ class ClientKeys(NamedTuple):
     secret: bytes
 
 
-def key_file(keys: str | os.PathLike[str] | None) -> str | None:
-    """Returns the path of the key file to use: the one given, or else what PLR_KEYS names; None for neither.
-
-    Args:
-        keys: the path; None for what PLR_KEYS names, and "" for no keys whatever it names.
-    """
+def key_file(keys: KeyFile) -> str | None:
+    """Returns the path of the key file to use; None for no keys."""
     return (os.environ.get(PLR_KEYS) if keys is None else os.fspath(keys)) or None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plr_client.connection import Address, Connection, Pending
 from plr_client.errors import InvalidInput, NoLevels
+from plr_client.keys import KeyFile
 from plr_client.protocol import (
     DEFAULT_CURRICULUM,
     MAX_LEVELS_AT_ONCE,
@@ -134,7 +134,7 @@ class LevelClient:
         curriculum: str = DEFAULT_CURRICULUM,
         prefetch: int = 0,
         timeout_s: float = 30.0,
-        keys: str | os.PathLike[str] | None = None,
+        keys: KeyFile = None,
     ) -> None:
         self._connection = Connection(address, curriculum=curriculum, timeout_s=timeout_s, keys=keys)
         if isinstance(prefetch, bool) or not isinstance(prefetch, int) or not 0 <= prefetch <= MAX_PAYLOADS:

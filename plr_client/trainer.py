@@ -6,7 +6,6 @@ that every client meets the same checks.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -17,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plr_client.connection import Address, Connection
 from plr_client.errors import InvalidInput, MissingField
+from plr_client.keys import KeyFile
 from plr_client.levels import NO_PARENT, Level, TableRows
 from plr_client.protocol import DEFAULT_CURRICULUM, join_payloads, pack_payloads, split_payloads, unpack_payload
 from plr_client.report import report, write
@@ -47,7 +47,7 @@ class Trainer:
         *,
         curriculum: str = DEFAULT_CURRICULUM,
         timeout_s: float = 30.0,
-        keys: str | os.PathLike[str] | None = None,
+        keys: KeyFile = None,
     ) -> None:
         self._connection = Connection(address, curriculum=curriculum, timeout_s=timeout_s, keys=keys)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from plr_client import Assignment, InvalidInput, LevelClient, ServerUnreachable
 from plr_client.connection import Address, Connection
+from plr_client.keys import KeyFile
 
 WHEN_AWAY = ("raise", "uniform")
 NUM_RECENT = 256  # levels remembered, where a curriculum does not say which it has
@@ -34,10 +35,11 @@ class Fallback:
         address: where the server listens.
         curriculum: the name of the curriculum.
         timeout_s: seconds without a reply after which a request has failed; above 0.
+        keys: the path of a key file, as of `LevelClient`.
     """
 
-    def __init__(self, address: Address, *, curriculum: str, timeout_s: float) -> None:
-        self._address, self._curriculum, self._timeout_s = address, curriculum, timeout_s
+    def __init__(self, address: Address, *, curriculum: str, timeout_s: float, keys: KeyFile) -> None:
+        self._address, self._curriculum, self._timeout_s, self._keys = address, curriculum, timeout_s, keys
         self._rng = np.random.default_rng()
         self._space: range | None = None
         self._recent: OrderedDict[int, Any] = OrderedDict()  # payloads by level, the one handed out last at the end
@@ -105,7 +107,7 @@ class Fallback:
 
     def _ask(self, timeout_s: float) -> bool:
         """Asks the server which levels there are, over a connection of its own; returns whether it answered."""
-        connection = Connection(self._address, curriculum=self._curriculum, timeout_s=timeout_s)
+        connection = Connection(self._address, curriculum=self._curriculum, timeout_s=timeout_s, keys=self._keys)
         began_s = time.monotonic()
         try:
             curricula = connection.request("describe").result["curricula"]
@@ -121,7 +123,9 @@ class Fallback:
         self._ask_again_s = time.monotonic() + PAUSE * (self._patience_s or PATIENCE_S)
 
 
-def fallback_of(when_away: str, address: Address, *, curriculum: str, timeout_s: float) -> Fallback | None:
+def fallback_of(
+    when_away: str, address: Address, *, curriculum: str, timeout_s: float, keys: KeyFile
+) -> Fallback | None:
     """Returns what to do where the server is away for longer than `timeout_s`; None to raise then.
 
     Raises:
@@ -129,7 +133,7 @@ def fallback_of(when_away: str, address: Address, *, curriculum: str, timeout_s:
     """
     if when_away not in WHEN_AWAY:
         raise InvalidInput("when_away", f"one of {', '.join(WHEN_AWAY)}", repr(when_away))
-    return None if when_away == "raise" else Fallback(address, curriculum=curriculum, timeout_s=timeout_s)
+    return None if when_away == "raise" else Fallback(address, curriculum=curriculum, timeout_s=timeout_s, keys=keys)
 
 
 def _space_of(levels: object) -> range | None:

@@ -41,7 +41,7 @@ _FIELD_OF = {  # of plr_server.Config, by key
     "staleness_temperature": "staleness_temperature",
     "seed": "seed",
 }
-_OF_THE_ADAPTER = ("seed", "address", "curriculum", "discount_factor", "gae_lambda")
+_OF_THE_ADAPTER = ("seed", "address", "curriculum", "keys", "discount_factor", "gae_lambda")
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -63,8 +63,9 @@ class LevelSampler(SeedTable):
             `min_fill_ratio`, `nu` -> `replay_prob` = 1 - nu under the schedule fixed, else 1. `staleness_transform` can
             only be power. And keys of ours: `seed`, of the server's generator, without which it is drawn from numpy's
             global one, as DI-engine's draws are; `discount_factor` and `gae_lambda`, those the policy's advantages
-            were made with, which one_step_td_error needs. With `address`, of a running server, and `curriculum`, where
-            it has several, only the last two and `strategy` may be there beside them.
+            were made with, which one_step_td_error needs. With `address`, of a running server, `curriculum`, where it
+            has several, and `keys`, the path of a trainer's key file, where it asks for keys (by default what PLR_KEYS
+            names), only `discount_factor`, `gae_lambda` and `strategy` may be there beside them.
 
     Attributes:
         config: DI-engine's keys and defaults; of the class, and of a class of yours that derives from it.
@@ -130,8 +131,9 @@ class LevelSampler(SeedTable):
                 resources.callback(stop)
             self._rng = np.random.default_rng(seed)
             curriculum = section.get("curriculum", DEFAULT_CURRICULUM)
-            trainer = resources.enter_context(Trainer(self.address, curriculum=curriculum))
-            self._client = resources.enter_context(LevelClient(self.address, curriculum=curriculum))
+            keys = section.get("keys") if "address" in section else ""
+            trainer = resources.enter_context(Trainer(self.address, curriculum=curriculum, keys=keys))
+            self._client = resources.enter_context(LevelClient(self.address, curriculum=curriculum, keys=keys))
             if (at_server := trainer.stats()["strategy"]) != self._strategy:
                 raise InvalidInput("level_replay.strategy", f"{at_server}, that of the server", self._strategy)
             super().__init__(trainer, ids.tolist())
@@ -306,8 +308,9 @@ def _checked(cfg: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
             raise InvalidInput(f"level_replay.{key}", "none beside address: the running server has its own", "one")
     if section["strategy"] not in _STRATEGIES:
         raise InvalidInput("level_replay.strategy", f"one of {', '.join(_STRATEGIES)}", repr(section["strategy"]))
-    if "curriculum" in section and "address" not in section:
-        raise InvalidInput("level_replay.curriculum", "an address beside it", "none")
+    for key in ("curriculum", "keys"):
+        if key in section and "address" not in section:
+            raise InvalidInput(f"level_replay.{key}", "an address beside it", "none")
     return section if "address" in section else {**defaults, **section}
 
 

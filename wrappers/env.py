@@ -15,6 +15,7 @@ from gymnasium.wrappers import Autoreset
 
 from plr_client import Assignment, InvalidInput, LevelClient, LevelOutsideSpace, Trainer
 from plr_client.connection import Address
+from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.away import fallback_of
 
@@ -63,6 +64,8 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
         prefetch: how many levels this env has ready, so that a reset takes microseconds instead of a round trip: 4 to 8
             where episodes are short. They are that many episodes less fresh: see `plr_client.LevelClient`.
         timeout_s: seconds without a reply after which the server is taken for away; above 0.
+        keys: the path of a key file, where the server asks for keys; by default what the environment variable PLR_KEYS
+            names. It is read in the process that connects.
         when_away: "raise" then, or "uniform": play on, with one warning, levels drawn uniformly from the last known
             space, until it is back. They are not `scored`; the seed of a reset seeds the draws. Of a list of ids, or of
             payloads, the last 256 that this env was handed are known; where no level is, as before the server was ever
@@ -97,6 +100,7 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
         prefetch: int = 0,
         timeout_s: float = 30.0,
         when_away: str = "raise",
+        keys: KeyFile = None,
     ) -> None:
         settings: dict[str, Any] = {
             "address": address,
@@ -105,6 +109,7 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
             "prefetch": prefetch,
             "timeout_s": timeout_s,
             "when_away": when_away,
+            "keys": keys,
         }
         # Not copied, because what `set_level` holds may be large or impossible to copy.
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **settings)
@@ -141,6 +146,7 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
                 `set_level`.
             LevelOutsideSpace: `options["level"]` is not the id of a payload that the server holds.
             NoLevels: the server's levels are payloads, and none has been inserted yet.
+            NotAdmitted: the server asks for other keys.
             ServerUnreachable: no reply from the server, and `when_away` is not "uniform".
         """
         assignment, scored, seed, options = self._levels.next(self.env, seed, options)
@@ -192,12 +198,12 @@ class LevelSource:
         prefetch: int,
         timeout_s: float,
         when_away: str = "raise",
+        keys: KeyFile,
     ) -> None:
-        self._fallback = fallback_of(when_away, address, curriculum=curriculum, timeout_s=timeout_s)
-        self._client = LevelClient(address, curriculum=curriculum, prefetch=prefetch, timeout_s=timeout_s)
+        self._connecting: dict[str, Any] = {"curriculum": curriculum, "timeout_s": timeout_s, "keys": keys}
+        self._fallback = fallback_of(when_away, address, **self._connecting)
+        self._client = LevelClient(address, prefetch=prefetch, **self._connecting)
         self._set_level = set_level
-        self._curriculum = curriculum
-        self._timeout_s = timeout_s
 
     def next(
         self, env: Any, seed: int | None, options: dict[str, Any] | None
@@ -241,7 +247,7 @@ class LevelSource:
         if self._set_level is None:
             return picked
         # It wants what the level is, and only the server knows whether that is its id.
-        with Trainer(self._client.address, curriculum=self._curriculum, timeout_s=self._timeout_s) as trainer:
+        with Trainer(self._client.address, **self._connecting) as trainer:
             try:
                 return picked._replace(payload=trainer.levels([level])[0].payload)
             except LevelOutsideSpace:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plr_client import InvalidInput, LevelClient, Trainer
+from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.foreign import SeedTable, config_of, drawn_seed, host_array, own_server, replay_fields, share
 
@@ -61,6 +62,8 @@ class LevelSampler(SeedTable):
         address: where a daemon listens that is used instead; it has the configuration, these seeds as its levels, and
             the train loop's gamma and gae_lambda.
         curriculum: the name of the curriculum there; only with `address`.
+        keys: the path of a trainer's key file, where the daemon asks for keys; by default what the environment variable
+            PLR_KEYS names; only with `address`.
 
     Raises:
         InvalidInput: an argument is not what it must be or has no counterpart here, or the daemon has another strategy.
@@ -93,6 +96,7 @@ class LevelSampler(SeedTable):
         seed: int | None = None,
         address: str | None = None,
         curriculum: str = DEFAULT_CURRICULUM,
+        keys: KeyFile = None,
     ) -> None:
         known = (*BASELINES, *POLICY_STRATEGIES, *VALUE_STRATEGIES)
         if strategy not in known:
@@ -105,6 +109,8 @@ class LevelSampler(SeedTable):
             raise InvalidInput("seeds", "a list of ints", f"{seeds!r:.80}") from error
         if curriculum != DEFAULT_CURRICULUM and address is None:
             raise InvalidInput("curriculum", "an address beside it, of a daemon that has it", repr(curriculum))
+        if keys is not None and address is None:
+            raise InvalidInput("keys", "an address beside them, of a daemon that asks for keys", repr(keys))
         if seed is not None and address is not None:
             raise InvalidInput("seed", "None beside an address: the daemon has its own", repr(seed))
         at: Config | str
@@ -125,7 +131,7 @@ class LevelSampler(SeedTable):
             )
         else:
             at = address
-        self._open(levels, strategy, num_actors, at, curriculum)
+        self._open(levels, strategy, num_actors, at, curriculum, keys="" if address is None else keys)
 
     def _open(
         self,
@@ -134,6 +140,8 @@ class LevelSampler(SeedTable):
         num_actors: int,
         at: Config | str,
         curriculum: str = DEFAULT_CURRICULUM,
+        *,
+        keys: KeyFile = "",
     ) -> None:
         """Connects to the daemon at an address, or to a server of its own, started with a configuration."""
         if isinstance(num_actors, bool) or not isinstance(num_actors, int) or num_actors < 1:
@@ -146,11 +154,11 @@ class LevelSampler(SeedTable):
         else:
             self._gamma_is_0 = strategy in OF_ADVANTAGES
             address, self._stop = own_server(self, at)
-        trainer = Trainer(address, curriculum=curriculum)
+        trainer = Trainer(address, curriculum=curriculum, keys=keys)
         if self._stop is None and (daemons := trainer.stats()["strategy"]) != strategy:
             raise InvalidInput("strategy", f"{daemons}, the daemon's", repr(strategy))
         super().__init__(trainer, seeds)
-        self._client = LevelClient(address, curriculum=curriculum)
+        self._client = LevelClient(address, curriculum=curriculum, keys=keys)
         self._num_actors = num_actors
         self._draws = 0
         self._turn = 0  # of sample("sequential")

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plr_client import InvalidInput, MissingDependency, Trainer
 from plr_client.connection import Address
+from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.env import LevelSource, told
 from wrappers.vector import RECORDED_BYTES_MAX
@@ -81,6 +82,8 @@ class LevelReplayParallel(BaseParallelWrapper):
             and the level's id, or its payload where it has one, before each `env.reset`.
         prefetch: how many levels to have ready, as in `wrappers.LevelReplay`.
         timeout_s: seconds without a reply after which a reset or a push raises; above 0.
+        keys: the path of a key file, where the server asks for keys; by default what the environment variable PLR_KEYS
+            names. It has to be a trainer's.
 
     Raises:
         InvalidInput: the address is not an ipc or tcp address, `env` is no such env or has a `LevelReplayParallel`
@@ -96,6 +99,7 @@ class LevelReplayParallel(BaseParallelWrapper):
         curriculum: str = DEFAULT_CURRICULUM,
         prefetch: int = 0,
         timeout_s: float = 30.0,
+        keys: KeyFile = None,
     ) -> None:
         if not isinstance(env, ParallelEnv):
             expected = "a parallel env (pettingzoo.utils.aec_to_parallel makes one of an AEC env)"
@@ -121,9 +125,9 @@ class LevelReplayParallel(BaseParallelWrapper):
         self._steps = 0  # since the last push
         self._steps_max = RECORDED_BYTES_MAX // (STEP_BYTES + AGENT_STEP_BYTES * len(self._columns))
         self._levels = LevelSource(
-            address, set_level=set_level, curriculum=curriculum, prefetch=prefetch, timeout_s=timeout_s
+            address, set_level=set_level, curriculum=curriculum, prefetch=prefetch, timeout_s=timeout_s, keys=keys
         )
-        self._trainer = Trainer(address, curriculum=curriculum, timeout_s=timeout_s)
+        self._trainer = Trainer(address, curriculum=curriculum, timeout_s=timeout_s, keys=keys)
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None

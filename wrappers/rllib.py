@@ -47,7 +47,8 @@ class LevelReplayPPOTorchLearner(PPOTorchLearner):
         )
 
     The dict may also have "plr_curriculum", where the server has several: the name that `LevelReplay` has as
-    `curriculum`; and "plr_timeout_s", seconds without a reply after which a push raises (default 30.0).
+    `curriculum`; "plr_timeout_s", seconds without a reply after which a push raises (default 30.0); and "plr_keys", the
+    path of a trainer's key file, where the server asks for keys (default: what PLR_KEYS names at the learner).
 
     Pushed are the rewards that reach the advantages, V under the weights before the update, and for discrete actions
     the logits that the actions were drawn with. V of the last observation is the bootstrap where a time limit ended an
@@ -83,6 +84,7 @@ class LevelReplayPPOTorchLearner(PPOTorchLearner):
             settings["plr_address"],
             curriculum=settings.get("plr_curriculum", DEFAULT_CURRICULUM),
             timeout_s=settings.get("plr_timeout_s", 30.0),
+            keys=settings.get("plr_keys"),
         )
         # gloo, for these are arrays of the main memory, whatever the learners average their gradients with
         group = distributed.new_group(backend="gloo") if self.distributed else None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from plr_client import InvalidInput, MissingDependency, Trainer
 from plr_client.connection import Address
+from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from plr_client.report import SCORES, TOP_LEVELS, markdown
 
@@ -70,6 +71,8 @@ class LevelReplayCallback(BaseCallback):
             tells (`wrappers.ray.Lookup`).
         curriculum: the name of the curriculum, where the server has several; give it to each `LevelReplay` too.
         timeout_s: seconds without a reply after which a push raises; above 0.
+        keys: the path of a key file, where the server asks for keys; by default what the environment variable PLR_KEYS
+            names. It has to be a trainer's; `LevelReplay` has its own.
 
     Raises:
         InvalidInput: the address is not an ipc or tcp address, or the timeout not above 0; or, from `learn`, the
@@ -90,9 +93,16 @@ class LevelReplayCallback(BaseCallback):
         ...     envs.close()
     """
 
-    def __init__(self, address: Address, *, curriculum: str = DEFAULT_CURRICULUM, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        address: Address,
+        *,
+        curriculum: str = DEFAULT_CURRICULUM,
+        timeout_s: float = 30.0,
+        keys: KeyFile = None,
+    ) -> None:
         super().__init__()
-        self._trainer = Trainer(address, curriculum=curriculum, timeout_s=timeout_s)
+        self._trainer = Trainer(address, curriculum=curriculum, timeout_s=timeout_s, keys=keys)
         self._curriculum = curriculum
         self._episodes: list[int] = []  # how many the LevelReplay of each env has begun
         self._rows = np.empty((0, 0), _ROW)

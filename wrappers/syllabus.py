@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plr_client import InvalidInput, LevelClient, LevelOutsideSpace, MissingField, PlrError, Trainer
+from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.env import told
 from wrappers.foreign import config_of, drawn_seed, host_array, own_server, refuse, replay_fields, share
@@ -252,11 +253,13 @@ class Components:
         address: where the server listens.
         curriculum: the curriculum's name there.
         timeout_s: seconds that an env waits for a level.
+        keys: the path of a key file, as of `plr_client.LevelClient`.
     """
 
     address: str
     curriculum: str
     timeout_s: float
+    keys: KeyFile
 
 
 class GymnasiumSyncWrapper(gym.Wrapper):
@@ -313,6 +316,7 @@ class GymnasiumSyncWrapper(gym.Wrapper):
             curriculum=components.curriculum,
             prefetch=buffer_size - 1,
             timeout_s=components.timeout_s,
+            keys=components.keys,
         )
         self._level: int | None = None
         self._played = 0
@@ -416,6 +420,8 @@ class PrioritizedLevelReplay:
             `np.random.seed` seeds, as Syllabus' draws are.
         address: where a daemon listens that is used instead; it has the configuration, and these tasks as its levels.
         curriculum: the name of the curriculum there; only with `address`.
+        keys: the path of a trainer's key file, where the daemon asks for keys; by default what the environment variable
+            PLR_KEYS names; only with `address`.
         more: Syllabus' other arguments have no effect, or raise where they ask for what is not here.
 
     Raises:
@@ -439,6 +445,7 @@ class PrioritizedLevelReplay:
         seed: int | None = None,
         address: str | None = None,
         curriculum: str = DEFAULT_CURRICULUM,
+        keys: KeyFile = None,
         **more: Any,
     ) -> None:
         refuse(more, _INSTEAD, _NO_EFFECT)
@@ -454,14 +461,17 @@ class PrioritizedLevelReplay:
         if address is None:
             if curriculum != DEFAULT_CURRICULUM:
                 raise InvalidInput("curriculum", "an address beside it, of a daemon that has it", repr(curriculum))
+            if keys is not None:
+                raise InvalidInput("keys", "an address beside them, of a daemon that asks for keys", repr(keys))
             config = config_of(_WORDS, levels=tuple(task_space.tasks), num_steps=num_steps, **fields)
             address, self._stop = own_server(self, config)
+            keys = ""
         elif any(given is not None for given in (task_sampler_kwargs_dict, gamma, gae_lambda, seed)):
             expected = "no settings beside it: the daemon has its own (plr-server serve --help)"
             raise InvalidInput("address", expected, "task_sampler_kwargs_dict, gamma, gae_lambda or seed")
-        self.components = Components(address, curriculum, 60.0)
-        self._trainer = Trainer(address, curriculum=curriculum)
-        self._client = LevelClient(address, curriculum=curriculum)
+        self.components = Components(address, curriculum, 60.0, keys)
+        self._trainer = Trainer(address, curriculum=curriculum, keys=keys)
+        self._client = LevelClient(address, curriculum=curriculum, keys=keys)
         if self._stop is None and (missing := set(task_space.tasks) - set(self._trainer.scores()[0].tolist())):
             raise LevelOutsideSpace("task_space", "levels of the daemon", f"{len(missing)} that it does not have")
         self._num_steps = num_steps

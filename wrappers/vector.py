@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plr_client import Assignment, InvalidInput, LevelClient, ServerUnreachable, Trainer
 from plr_client.connection import Address
+from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.away import fallback_of
 from wrappers.env import level_id
@@ -96,6 +97,8 @@ class LevelReplayVector(VectorWrapper):
         prefetch: for bare sub-envs, how many levels to have ready for all of them together (N is a good choice), so
             that a step does not wait for a round trip: see `plr_client.LevelClient`. `LevelReplay` has its own.
         timeout_s: seconds without a reply after which the server is taken for away; above 0. `LevelReplay` has its own.
+        keys: the path of a key file, where the server asks for keys; by default what the environment variable PLR_KEYS
+            names. It has to be a trainer's; `LevelReplay` has its own.
         when_away: "raise" then, or "uniform": see `LevelReplay`, which has its own. While the server is away, `push`
             drops what was recorded and returns 0, and what is left of the episodes under way is not scored either.
 
@@ -115,6 +118,7 @@ class LevelReplayVector(VectorWrapper):
         prefetch: int = 0,
         timeout_s: float = 30.0,
         when_away: str = "raise",
+        keys: KeyFile = None,
     ) -> None:
         # Before Gymnasium 1.4 the metadata are the class's: another vector env in another mode changes them.
         mode = getattr(envs.unwrapped, "autoreset_mode", envs.metadata.get("autoreset_mode"))
@@ -129,9 +133,10 @@ class LevelReplayVector(VectorWrapper):
         if not self._inside and isinstance(envs, VectorWrapper):
             expected = "bare sub-envs directly in a vector env (put other vector wrappers around LevelReplayVector)"
             raise InvalidInput("envs", expected, repr(envs))
-        self._client = LevelClient(address, curriculum=curriculum, prefetch=prefetch, timeout_s=timeout_s)
-        self._trainer = Trainer(address, curriculum=curriculum, timeout_s=timeout_s)
-        self._fallback = fallback_of(when_away, address, curriculum=curriculum, timeout_s=timeout_s)
+        connecting: dict[str, Any] = {"curriculum": curriculum, "timeout_s": timeout_s, "keys": keys}
+        self._client = LevelClient(address, prefetch=prefetch, **connecting)
+        self._trainer = Trainer(address, **connecting)
+        self._fallback = fallback_of(when_away, address, **connecting)
         # Not before: what could not be made must not close `envs` when it is garbage-collected.
         super().__init__(envs)
         self.metadata = {**envs.metadata, "autoreset_mode": self._mode}

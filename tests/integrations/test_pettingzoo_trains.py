@@ -19,6 +19,7 @@ from pettingzoo.utils import BaseParallelWrapper, ParallelEnv
 
 from plr_client import InvalidInput, LevelOutsideSpace, MissingDependency, MissingField, ServerUnreachable, Trainer
 from plr_server import Config, launch
+from plr_server.serving.keys import make_key
 from wrappers import pettingzoo as module
 from wrappers.pettingzoo import LevelReplayParallel
 
@@ -489,6 +490,17 @@ def test_a_picked_level_of_payloads_is_played_by_its_payload():
         with pytest.raises(LevelOutsideSpace, match=r"^options\['level'\]: expected the id of a level whose payload"):
             env.reset(options={"level": level + 1})
         env.close()
+
+
+def test_with_keys_it_needs_those_of_a_trainer(tmp_path):
+    keys = make_key(tmp_path, name="trainer", role="trainer")
+    with launch(config(), keys=tmp_path) as server, Trainer(server.address, keys=keys) as trainer:
+        env = LevelReplayParallel(spread(), server.address, keys=keys)
+        env.reset()
+        env.step({agent: env.action_space(agent).sample() for agent in env.agents})
+        env.push({agent: [0.0] for agent in env.possible_agents}, dict.fromkeys(env.agents, 0.0))
+        env.close()
+        assert trainer.stats()["pushes"] == 1
 
 
 def test_a_server_that_is_not_there_is_waited_for_as_long_as_said(tmp_path):

@@ -23,6 +23,7 @@ from rllib_recording import RecordingLearner, ShowsLevel, load, pushed_rows, see
 
 from plr_client import InvalidInput, MissingDependency, MissingField, ServerUnreachable, Trainer, UnknownCurriculum
 from plr_server import Config, launch
+from plr_server.serving.keys import make_key
 from wrappers import LevelReplay, rllib
 from wrappers.rllib import LevelReplayPPOTorchLearner, _Chunk, _PushChunks
 
@@ -241,6 +242,18 @@ def test_a_server_that_is_gone_is_waited_for_as_long_as_said():
         with pytest.raises(ServerUnreachable) as raised, trained(config, 1):
             pass
     assert 0.2 <= raised.value.waited_s < 5.0
+
+
+def test_with_keys_the_learner_is_a_trainer(tmp_path, monkeypatch):
+    worker, trainer = (make_key(tmp_path, name=role, role=role) for role in ("worker", "trainer"))
+    monkeypatch.setenv("PLR_KEYS", str(worker))  # of the envs
+    with launch(Config(levels=range(50)), keys=tmp_path) as server, Trainer(server.address, keys=trainer) as reading:
+        env_config = {"shortest": 5, "longest": 9}
+        config = config_of(server.address, env_config, learner_class=LevelReplayPPOTorchLearner, plr_keys=str(trainer))
+        config.training(train_batch_size_per_learner=100)
+        with trained(config, 1):
+            pass
+        assert reading.stats()["pushes"] == 1
 
 
 def test_a_learner_without_an_address():

@@ -29,8 +29,9 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from plr_client import InvalidInput, MissingDependency, ServerUnreachable, Trainer
+from plr_client import InvalidInput, MissingDependency, NotAllowed, ServerUnreachable, Trainer
 from plr_server import Config, launch
+from plr_server.serving.keys import make_key
 from wrappers import LevelReplay, sb3
 from wrappers.sb3 import LevelReplayCallback
 
@@ -441,6 +442,19 @@ def test_both_ends_must_name_the_same_curriculum():
         model.learn(32, callback=LevelReplayCallback(server.address, curriculum="train"))
         with Trainer(server.address, curriculum="train") as trainer:
             assert trainer.stats()["steps"] == 32
+        envs.close()
+
+
+def test_with_keys_envs_are_workers_and_the_callback_is_a_trainer(tmp_path):
+    worker, trainer = (make_key(tmp_path, name=role, role=role) for role in ("worker", "trainer"))
+    with launch(curriculum(), keys=tmp_path) as server:
+        envs = DummyVecEnv([lambda: LevelReplay(LevelEnv(), server.address, keys=worker)] * 2)
+        model = agent(PPO, envs)
+        with pytest.raises(NotAllowed, match="expected the key of a trainer or an operator, got that of the worker"):
+            model.learn(32, callback=LevelReplayCallback(server.address, keys=worker))
+        model.learn(32, callback=LevelReplayCallback(server.address, keys=trainer))
+        with Trainer(server.address, keys=trainer) as reading:
+            assert reading.stats()["steps"] == 32
         envs.close()
 
 
