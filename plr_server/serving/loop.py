@@ -29,11 +29,13 @@ from plr_server.serving.keys import read_keys
 from plr_server.serving.restart import restart
 from plr_server.serving.roles import Client
 from plr_server.serving.sessions import MAX_SESSIONS
+from plr_server.serving.turns import Received, Turns
 from plr_server.serving.wire import Wire
 
 logger = logging.getLogger("plr_server")
 
 BATCH = 64  # requests between two looks at signals and the clock
+SLICE_S = 0.005  # for large requests, before it is looked for small ones again
 TICK_S = 0.5
 LOOK_AGAIN_S = 0.1  # where memory has grown, to see who is still there
 LOOK_AFTER_S = (0.05, 1.0)  # after a connection has closed: soon, and once more for what the transport saw late
@@ -118,6 +120,7 @@ class _Loop:
     ) -> None:
         self.dispatcher = dispatcher
         self._wire, self._told, self._log, self._keys = wire, told, log, keys
+        self._turns = Turns()
         self._due: list[tuple[float, int, Callable[[], None]]] = []  # a heap of what to do when
         self._num_due = 0
         for name in dispatcher.sessions:  # of the run before: who is still there comes back
@@ -188,33 +191,47 @@ class _Loop:
         sessions.max_open = len(sessions) if self._wire.crowded() else MAX_SESSIONS
 
     def _answer_some(self) -> bool:
-        """Answers a batch of requests; returns whether none was left.
+        """Answers a batch of requests, and of those that are put off some; returns whether none was left.
 
         Where replies have to wait for the disk, all of the batch wait for it together.
         """
-        wire, dispatcher, log = self._wire, self.dispatcher, self._log
-        holds = log is not None and log.holds_replies
-        held: list[tuple[bytes, Frames]] = []
+        wire, turns, log = self._wire, self._turns, self._log
+        held: list[tuple[bytes, Frames]] | None = [] if log is not None and log.holds_replies else None
         received = None
         for _ in range(BATCH):
+            if turns.full:
+                break
             received = wire.receive()
             if received is None:
                 break
-            peer, key, frames, refusal = received
-            if refusal is None:
-                began_ns = time.perf_counter_ns()
-                reply = dispatcher.answer(peer, frames, key)
-                dispatcher.timings.add(*dispatcher.answered, time.perf_counter_ns() - began_ns)
-            else:
-                reply = dispatcher.refusal(request_id(frames), refusal)
-            if holds:
-                held.append((peer, reply))
-            else:
-                wire.send_reply(peer, reply, dispatcher.refusal)
+            if not turns.put_off(received):
+                self._answer(received, held)
+                if held and len(held[-1][1]) > 1:  # it has arrays: of such replies only one is held
+                    break
+        until_s = time.monotonic() + SLICE_S if turns else 0.0
+        while turns:
+            self._answer(turns.next(), held)
+            if time.monotonic() > until_s:
+                break
         if log is None or log.commit():  # who hears nothing asks again, and by then it may be on the disk
-            for peer, reply in held:
-                wire.send_reply(peer, reply, dispatcher.refusal)
-        return received is None
+            for peer, reply in held or ():
+                wire.send_reply(peer, reply, self.dispatcher.refusal)
+        return received is None and not turns
+
+    def _answer(self, received: Received, held: list[tuple[bytes, Frames]] | None) -> None:
+        """Answers one request, or has its reply held."""
+        peer, key, frames, refusal = received
+        dispatcher = self.dispatcher
+        if refusal is None:
+            began_ns = time.perf_counter_ns()
+            reply = dispatcher.answer(peer, frames, key)
+            dispatcher.timings.add(*dispatcher.answered, time.perf_counter_ns() - began_ns)
+        else:
+            reply = dispatcher.refusal(request_id(frames), refusal)
+        if held is None:
+            self._wire.send_reply(peer, reply, dispatcher.refusal)
+        else:
+            held.append((peer, reply))
 
     def _note_closed(self) -> None:
         for peer in self._wire.closed_peers():

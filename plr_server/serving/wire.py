@@ -38,6 +38,7 @@ from plr_client.protocol import (
     Notice,
     decode_reply,
 )
+from plr_server.serving.turns import Received
 
 logger = logging.getLogger("plr_server")
 
@@ -135,7 +136,7 @@ class Wire:
                 self.zap.close(0)
         self._context.term()
 
-    def receive(self) -> tuple[bytes, str | None, Frames, PlrError | None] | None:
+    def receive(self) -> Received | None:
         """Returns the next request without waiting for one.
 
         Returns:
@@ -154,7 +155,7 @@ class Wire:
         key = None if self.zap is None else str(frame.get("User-Id"))
         frames: Frames = [frame.bytes if len(frame) <= MAX_HEADER_BYTES else frame.buffer]
         if not frame.more:
-            return peer, key, frames, refusal
+            return Received(peer, key, frames, refusal)
         num_frames, num_bytes = 1, len(frame)
         while frame.more:
             frame = self.router.recv(copy=False)
@@ -165,10 +166,10 @@ class Wire:
             else:
                 del frames[1:]
         if num_frames > MAX_FRAMES:
-            return peer, key, frames, MessageTooLarge("frames", MAX_FRAMES, num_frames)
-        if num_bytes > self._max_request_bytes:
-            return peer, key, frames, MessageTooLarge("all arrays", self._max_request_bytes, num_bytes)
-        return peer, key, frames, refusal
+            refusal = MessageTooLarge("frames", MAX_FRAMES, num_frames)
+        elif num_bytes > self._max_request_bytes:
+            refusal = MessageTooLarge("all arrays", self._max_request_bytes, num_bytes)
+        return Received(peer, key, frames, refusal)
 
     def _meet(self, peer: bytes, frame: zmq.Frame) -> PlrError | None:
         """Notes on which connection a peer speaks; returns why nobody who speaks like that is served, if so."""
