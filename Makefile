@@ -14,7 +14,8 @@ OLDEST_GYMNASIUM := tests/wrappers/test_vector.py tests/wrappers/test_env.py tes
 DI_ENGINE := di_engine
 LEARNING := learning
 
-.PHONY: demo test test-explore test-slow soak fuzz test-browser test-integrations lint types bench bench-overhead bench-peers clean
+.PHONY: demo test test-explore test-slow soak fuzz test-browser test-integrations docs docs-picture lint types
+.PHONY: bench bench-overhead bench-peers clean
 .PHONY: bench-learning bench-learning-tables bench-learning-quick bench-learning-equal bench-learning-lockstep bench-learning-cost
 
 demo: .venv/demo
@@ -55,6 +56,14 @@ test-integrations: .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev .venv-lea
 	.venv-rllib/bin/python -m pytest $(OLDEST_GYMNASIUM)
 	.venv-di_engine/bin/python -m pytest $(DI_ENGINE:%=tests/integrations/test_%_trains.py)
 	OPENBLAS_NUM_THREADS=1 .venv-learning/bin/python -m pytest $(LEARNING:%=tests/integrations/test_%_trains.py)
+
+# The documentation as a site: build/docs/index.html. A warning fails it.
+docs: .venv-docs/dev
+	.venv-docs/bin/python -m sphinx -W --keep-going --quiet -b html -c docs . build/docs
+
+# The moving picture of its first page, recorded anew; with the system's chromium, as test-browser.
+docs-picture: .venv-browser/dev .venv/demo
+	.venv-browser/bin/python docs/record.py $(BIN)/python
 
 lint: .venv/dev
 	$(BIN)/ruff check
@@ -118,6 +127,10 @@ bench-learning-cost: .venv-learning/dev
 	.venv-numpy2/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' 'numpy>=2'
 	touch $@
 
+.venv-docs/dev: pyproject.toml constraints.txt | .venv-docs/bin/python
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 .venv-browser/dev: pyproject.toml | .venv-browser/bin/python
 	.venv-browser/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,browser]'
 	touch $@
@@ -127,7 +140,7 @@ bench-learning-cost: .venv-learning/dev
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-$(patsubst %,%/bin/python,.venv .venv-numpy2 .venv-browser .venv-torch .venv-rllib .venv-di_engine .venv-learning):
+$(patsubst %,%/bin/python,.venv .venv-numpy2 .venv-browser .venv-docs .venv-torch .venv-rllib .venv-di_engine .venv-learning):
 	$(PYTHON) -m venv $(@D:/bin=)
 
 clean:

@@ -53,7 +53,7 @@ class LevelReplayParallel(BaseParallelWrapper):
 
     Rewards and ends of every agent are recorded, over as many episodes as you play, so that the trainer hands over only
     its values. The score of an episode is the mean over all steps of all agents: each agent's advantages come from its
-    own rewards and values, and an agent that ends early weighs as much as it has played.
+    own rewards and values, and an agent that ends early weighs as much as it has played. A rollout::
 
         for _ in range(T):
             if not env.agents:

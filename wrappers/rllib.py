@@ -41,6 +41,8 @@ _CHUNKS = "plr_chunks"  # where in a pipeline's shared data the chunks wait for 
 class LevelReplayPPOTorchLearner(PPOTorchLearner):
     """PPO's learner, which pushes every batch to the curriculum server before it trains on it.
 
+    In the configuration::
+
         config.learners(
             learner_class=LevelReplayPPOTorchLearner,
             learner_config_dict={"plr_address": address},

@@ -72,7 +72,7 @@ class LevelReplayVector(VectorWrapper):
     The arrays are replaced, never written to, so they may be kept. A transition belongs to `levels` as it was before
     the step that made it.
 
-    Rewards, ends, levels and validity of every step are recorded, so that the trainer hands over only its values:
+    Rewards, ends, levels and validity of every step are recorded, so that the trainer hands over only its values::
 
         observations, _ = envs.reset()
         for _ in range(T):

@@ -493,7 +493,7 @@ class Curriculum:
         """Returns a copy of the whole state, plain values and numpy arrays; `from_state` goes on from it bit for bit.
 
         Returns:
-            * format: 2, the version of this layout.
+            * format (2), the version of this layout.
             * config: the fields of the configuration, as `Config.to_dict` gives them.
             * generator: of the draws, as numpy gives it.
             * sampler: scores float64, seen bool, last_drawn int64, each (N,) by index, and draws, so far.
