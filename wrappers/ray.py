@@ -7,6 +7,7 @@ for `wrappers.syllabus` alone.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 NAMESPACE = "plr-server"  # a detached actor is found from other jobs too, whose own namespaces differ
 LOOPBACK = "127.0.0.1"
+LOOK_UP_S = 1.0  # for a server that is about to come back the next attempt asks again
 
 
 def start(
@@ -34,14 +36,16 @@ def start(
     *,
     port: int = 0,
     insecure: bool = False,
+    state_dir: str | os.PathLike[str] | None = None,
+    fsync: str = "interval",
     timeout_s: float = 60.0,
     **actor_options: Any,
 ) -> str:
     """Starts a server on the cluster; it stays when this job ends, until `stop`.
 
     The server listens on loopback, for a cluster of one node, or with `insecure` on the IP address of its node. Where
-    the actor is restarted (`max_restarts`), so is the server, with an empty table; on the same node and with a `port`
-    of its own it comes back at its address, and clients go on with it by themselves.
+    the actor is restarted (`max_restarts`), so is the server: with `state_dir` it goes on where it ended, on whichever
+    node; without, its table is empty. Clients that were given a `Lookup` find it wherever it is.
 
     Args:
         config: the curriculum's configuration; or several by name, each a curriculum of its own in the one server.
@@ -49,6 +53,9 @@ def start(
         port: where it listens; 0 for a free one.
         insecure: listen beyond loopback: there is no authentication, so whoever reaches the node may read and change
             the curriculum. Needed where the cluster has several nodes.
+        state_dir: the folder that the state lives in, on storage that every node reaches under this path. A server that
+            is started on it takes it over: one that still runs on a node that was cut off no longer acknowledges.
+        fsync: when a command is on that storage: as for `plr_server.launch`.
         timeout_s: seconds to wait for the server, until a node has room for the actor included; above 0.
         actor_options: Ray's own, for the placement of the actor and its restarts, such as `resources` or
             `max_restarts`. By default it takes no CPU and is not restarted.
@@ -71,7 +78,7 @@ def start(
     actor = ray.remote(num_cpus=0, max_task_retries=-1)(_Daemon)  # retries: who asks during a restart waits for it
     detached = actor.options(**actor_options, name=name, namespace=NAMESPACE, lifetime="detached")
     try:
-        daemon = detached.remote(config, port, insecure)
+        daemon = detached.remote(config, port, insecure, state_dir, fsync)
     except ValueError as error:  # how Ray says that the name is taken
         expected = "a name that is free (stop() ends the server that has it, address() finds it)"
         raise InvalidInput("name", expected, repr(name)) from error
@@ -95,7 +102,36 @@ def address(name: str = "plr") -> str:
     Raises:
         InvalidInput: there is no server of that name, or it listens on the loopback of another node.
     """
-    found, node = ray.get(_daemon(name).address.remote())
+    return _address(name, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+    """The server of that name, wherever it is: for clients and wrappers in place of an address.
+
+    They ask it whenever they connect, and so find a server that Ray has restarted on another node. It works in every
+    process of the cluster that Ray knows: in drivers, tasks and actors, env runners and learners among them.
+
+    Attributes:
+        name: as given to `start`.
+    """
+
+    name: str = "plr"
+
+    def __call__(self) -> str | None:
+        """Returns its address; None while it is being restarted.
+
+        Raises:
+            InvalidInput: as `address`.
+        """
+        try:
+            return _address(self.name, LOOK_UP_S)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return None
+
+
+def _address(name: str, timeout_s: float | None) -> str:
+    found, node = ray.get(_daemon(name).address.remote(), timeout=timeout_s)
     if LOOPBACK in found and node != ray.get_runtime_context().get_node_id():
         expected = "that of a server that other nodes reach (start it with insecure=True)"
         raise InvalidInput("name", expected, f"{name!r}, which listens on the loopback of another node")
@@ -170,14 +206,23 @@ def _daemon(name: str) -> Any:
 class _Daemon:
     """Runs the server process and lives as long as it: each ends when the other does.
 
-    A restarted actor runs its constructor again. Whatever is to outlive the server must come back from there.
+    A restarted actor runs its constructor again, wherever Ray has room for it: what is to outlive the server comes back
+    from its state directory. The server before may still run there, on a node that only Ray takes for dead.
     """
 
-    def __init__(self, config: Config | Mapping[str, Config], port: int, insecure: bool) -> None:
+    def __init__(
+        self,
+        config: Config | Mapping[str, Config],
+        port: int,
+        insecure: bool,
+        state_dir: str | os.PathLike[str] | None,
+        fsync: str,
+    ) -> None:
         from plr_server import launch  # noqa: PLC0415  needed on this node alone
 
         host = ray.util.get_node_ip_address() if insecure else LOOPBACK
-        self._context = launch(config, f"tcp://{host}:{port}", insecure=insecure)
+        where, taken = f"tcp://{host}:{port}", state_dir is not None
+        self._context = launch(config, where, insecure=insecure, state_dir=state_dir, fsync=fsync, take_over=taken)
         self._server = self._context.__enter__()  # it ends with this process, however that dies
         threading.Thread(target=self._watch, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""wrappers/ray.py on a real cluster of two nodes: who finds the server, what ends it, and PPO training across nodes.
+"""wrappers/ray.py on a real cluster of nodes: who finds the server, what ends it, and PPO training across nodes.
 
 Also the names of Syllabus' Ray tabs, which wrappers.syllabus has by wrappers.ray and wrappers.rllib.
 """
@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import faults
@@ -26,7 +27,8 @@ from rllib_recording import RecordingLearner, ShowsLevel, load, pushed_rows, see
 from plr_client import InvalidInput, LevelClient, ServerStartError, Trainer
 from plr_server import Config
 from wrappers import LevelReplay
-from wrappers.ray import NAMESPACE, address, start, stop
+from wrappers.ray import NAMESPACE, Lookup, address, start, stop
+from wrappers.rllib import LevelReplayPPOTorchLearner
 from wrappers.syllabus import (
     DiscreteTaskSpace,
     PrioritizedLevelReplay,
@@ -263,6 +265,89 @@ def test_env_runners_of_another_node_train_on_its_levels(name, tmp_path):
     assert len({level for level, *_ in rows}) >= 10
     assert pushed_rows(load(tmp_path, "pushed")) == rows
     assert stats["steps"] == rows.total()
+
+
+def node_of(name):
+    """The node that the server's actor runs on."""
+    return ray.get(ray.get_actor(name, namespace=NAMESPACE).address.remote())[1]
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_where_its_node_is_killed_nothing_acknowledged_is_lost_and_training_goes_on(cluster, name, tmp_path, cut_off):
+    """The node that hosts it goes under load. Cut off: its server lives on and serves, until another takes over."""
+    host = {"num_cpus": 1, "resources": {"host": 1}, "object_store_memory": 100 * 2**20}
+    doomed = cluster.add_node(**host)
+    configs = {
+        "default": Config(levels=range(50), replay_prob=0.5),
+        "numbers": Config(levels=range(2), strategy="external"),
+    }
+    first = start(
+        configs,
+        name,
+        insecure=True,
+        state_dir=tmp_path / "state",
+        fsync="always",
+        max_restarts=-1,
+        resources={"host": 1},
+    )
+    assert node_of(name) == doomed.node_id
+    spare = cluster.add_node(**host)
+    pushed, over, raised = 0, threading.Event(), []
+
+    def trains():
+        nonlocal pushed
+        try:
+            with Trainer(Lookup(name), curriculum="numbers", timeout_s=240.0) as trainer:
+                while not over.is_set():
+                    trainer.push_scores([0], [float(pushed)])
+                    pushed += 1
+        except BaseException as exc:  # noqa: BLE001
+            raised.append(exc)
+
+    register_env("looked up", lambda _: LevelReplay(ShowsLevel(5, 20), Lookup(name), timeout_s=240.0))
+    config = (
+        PPOConfig()
+        .environment("looked up")
+        .env_runners(num_env_runners=2, custom_resources_per_env_runner={"there": 1}, sample_timeout_s=600.0)
+        .fault_tolerance(restart_failed_env_runners=False)
+        .learners(
+            learner_class=LevelReplayPPOTorchLearner,
+            learner_config_dict={"plr_address": Lookup(name), "plr_timeout_s": 240.0},
+        )
+        .training(train_batch_size_per_learner=120, num_epochs=1, minibatch_size=60)
+        .rl_module(model_config={"fcnet_hiddens": [8]})
+    )
+    algorithm, pusher = config.build_algo(), threading.Thread(target=trains)
+    try:
+        pusher.start()
+        algorithm.train()
+        faults.eventually(lambda: pushed > 20, "it serves")
+        pid = server_pid(first)
+        if cut_off:
+            raylet = doomed.all_processes["raylet"][0].process
+            raylet.send_signal(signal.SIGSTOP)
+        else:
+            cluster.remove_node(doomed, allow_graceful=False)
+        faults.eventually(lambda: faults.gone(pid), "the old server ends", timeout_s=240.0)
+        for _ in range(2):
+            algorithm.train()
+        before = pushed
+        faults.eventually(lambda: pushed > before + 20 or raised, "it goes on", timeout_s=240.0)
+    finally:
+        over.set()
+        pusher.join()
+        algorithm.stop()
+    assert not raised
+    assert node_of(name) == spare.node_id
+    with Trainer(Lookup(name), curriculum="numbers") as numbers, Trainer(Lookup(name)) as trainer:
+        assert numbers.stats()["scores"] == pushed
+        assert numbers.scores()[1][0] == pushed - 1.0
+        assert trainer.stats()["steps"] >= 360
+    stop(name)
+    cluster.remove_node(spare)
+    if cut_off:
+        raylet.send_signal(signal.SIGCONT)
+        cluster.remove_node(doomed)
 
 
 class Tasks(TaskWrapper):

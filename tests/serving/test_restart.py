@@ -366,7 +366,9 @@ def test_a_server_whose_folder_another_one_takes_over_ends_and_its_clients_go_on
     with faults.daemon(where[0], *options) as old:
         thread.start()
         faults.eventually(lambda: pushed > 50, "it serves")
+        old.process.send_signal(signal.SIGSTOP)  # cut off, with requests on their way to it
         with faults.daemon(where[1], *options, "--take-over") as new:
+            old.process.send_signal(signal.SIGCONT)
             assert old.process.wait(faults.DEADLINE_S) == 1
             known, where[0] = pushed, where[1]
             faults.eventually(lambda: pushed > known + 50, "it goes on")
