@@ -1,15 +1,15 @@
-"""One client's connection to the server: a lazy DEALER socket, one request under way, sent again until answered.
+"""One client's connection to the server: a lazy DEALER socket, a clock, and the exchange that they carry out.
 
-Used by plr_client.levels and plr_client.trainer. It knows nothing of levels or scores, never starts a thread of its own
-and never uses a socket in a process that did not open it: after a fork the child opens its own, under a session of its
-own. All connections of a process share one ZeroMQ context, its threads and its descriptors.
+Used by plr_client.levels and plr_client.trainer. What to send, and when again, the exchange decides. The connection
+knows nothing of levels or scores, never starts a thread of its own and never uses a socket in a process that did not
+open it: after a fork the child opens its own, under a session of its own. All connections of a process share one ZeroMQ
+context, its threads and its descriptors.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import threading
 import time
 import uuid
@@ -21,111 +21,24 @@ from typing import Any
 import zmq
 from numpy.typing import NDArray
 
-from plr_client.errors import (
-    InvalidInput,
-    MessageTooLarge,
-    NotAdmitted,
-    ServerUnreachable,
-    SessionExpired,
-    TooManyOpenFiles,
-)
+from plr_client.errors import InvalidInput, NotAdmitted, StateNotWritten
+from plr_client.exchange import HANG_UP, MAX_KEPT_BYTES, MAX_UNDER_WAY, Exchange, Pending
 from plr_client.handshake import Handshake
 from plr_client.keys import KeyFile, key_file, read_client_keys
-from plr_client.protocol import (
-    MAX_FRAME_BYTES,
-    MAX_REQUEST_FRAMES,
-    Frames,
-    Notice,
-    Reply,
-    Request,
-    decode_reply,
-    encode_request,
-)
+from plr_client.process import inherited, process
+from plr_client.protocol import Frames, Notice, Reply, decode_reply
 
-FIRST_ATTEMPT_S = 2.0  # an unanswered request is sent again after 2 s, 4 s, 8 s, ... on a fresh socket
 HEARTBEAT_MS = 5_000  # a peer silent for three heartbeats is taken for gone by the transport
 GOODBYE_S = 0.2  # how long to wait for the answer to a goodbye
 COPIED_BYTES = 64 * 1024  # of a frame; to send a larger one from where it lies costs less than to copy it
-SPARE_FILES = 16  # that can be opened before a socket is: libzmq ends the process where it finds none
+LOOK_AGAIN_S = 0.02  # what has become of a sync
 
 _NOW = int(zmq.DONTWAIT)  # enum members cost a microsecond each time they are joined
 _NOW_AND_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
-_HARMLESS_TWICE = frozenset(("next", "counters", "describe", "stats", "weights", "scores", "levels"))
 _NONE: Mapping[str, Any] = {}
 
 # Where a server listens; or what tells, asked anew whenever a socket is opened: None while nobody knows.
 Address = str | Callable[[], str | None]
-
-# A forked child keeps its parent's context and sockets alive and untouched: closing them is the parent's business.
-_inherited: list[Any] = []
-
-
-class _Process:
-    """What the connections of this process share."""
-
-    def __init__(self) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self.start_afresh()
-
-    def start_afresh(self) -> None:
-        """For a forked child too, where a thread that is not here may hold the parent's lock."""
-        self.pid = os.getpid()  # known without asking the system at each request
-        _inherited.append(self._context)
-        self._context = None
-        self._lock = threading.Lock()
-
-    def socket(self) -> zmq.Socket[bytes]:
-        with self._lock:
-            _have_spare_files()
-            if self._context is None:
-                self._context = zmq.Context()
-                self._context.set(zmq.MAX_SOCKETS, self._context.get(zmq.SOCKET_LIMIT))
-            return self._context.socket(zmq.DEALER)
-
-
-_process = _Process()
-os.register_at_fork(after_in_child=_process.start_afresh)
-
-
-def _have_spare_files() -> None:
-    """Raises this process's soft limit of open files where it is near.
-
-    Raises:
-        TooManyOpenFiles: the hard limit is near.
-    """
-    opened: list[int] = []
-    try:
-        while len(opened) < SPARE_FILES:
-            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as exc:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft >= hard:
-            raise TooManyOpenFiles(hard) from exc
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2 * soft, hard), hard))
-    finally:
-        for file in opened:
-            os.close(file)
-
-
-class Pending:
-    """A request under way.
-
-    Attributes:
-        request: what is asked for.
-        frames: what is sent.
-        attempts: how often it was sent.
-        sent_s: when last, on the monotonic clock.
-        renewed: whether it was sent again in a session begun anew.
-    """
-
-    __slots__ = ("attempts", "frames", "renewed", "request", "sent_s")
-
-    def __init__(self, request: Request, frames: Frames) -> None:
-        self.request = request
-        self.frames = frames
-        self.attempts = 0
-        self.sent_s = 0.0
-        self.renewed = False
 
 
 class Connection:
@@ -135,7 +48,6 @@ class Connection:
 
     Attributes:
         session: whom the server takes this client for: another after `close`, and in a forked child.
-        epoch: the run of the server's state that the session was begun in; None before.
 
     Args:
         address: where the server listens, such as `ipc:///run/plr.sock` or `tcp://127.0.0.1:5555`; or a function that
@@ -171,24 +83,20 @@ class Connection:
         self.__init__(**state)  # type: ignore[misc]
 
     def _start_session(self) -> None:
-        self._pid = _process.pid
+        self._pid = process.pid
         self._lock = threading.Lock()
-        self.session = uuid.uuid4().hex
-        self.epoch: int | None = None
-        self._sequence = 0
-        self._num_opened = 0
-        self._greeted = False
-        self._closing_seen = False
-        self._max_frame_bytes = MAX_FRAME_BYTES
+        self._start_exchange()
         self._socket: zmq.Socket[bytes] | None = None
         self._patience_ms = -1  # the socket's RCVTIMEO
         self._handshake: Handshake | None = None  # until something has come on the socket
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
-    def request(
-        self, op: str, args: Mapping[str, Any] | None = None, arrays: Mapping[str, NDArray[Any]] | None = None
-    ) -> Reply:
-        """Sends one request and waits for its reply; the first one of a session is preceded by a hello.
+    def _start_exchange(self) -> None:
+        self.session = uuid.uuid4().hex
+        self._exchange = Exchange(self.session, address=f"{self.address}", curriculum=self.curriculum, pid=self._pid)
+
+    def request(self, op: str, args: Mapping[str, Any] = _NONE, arrays: Mapping[str, NDArray[Any]] = _NONE) -> Reply:
+        """Sends one request and waits for its reply.
 
         Args:
             op: the operation.
@@ -199,31 +107,46 @@ class Connection:
             The reply, whose `error` is None.
 
         Raises:
-            PlrError: of the class the server raised, or `ServerUnreachable` after `timeout_s`, or `MessageTooLarge`
-                before anything is sent.
+            PlrError: of the class the server raised; or `ServerUnreachable` after `timeout_s`; or `MessageTooLarge`
+                before anything is sent; or of a request that was not waited for, and then nothing is sent.
         """
         with self.exclusive():
             return self.reply(self.send(op, args, arrays))
 
     def exclusive(self) -> AbstractContextManager[Any]:
         """Returns a context in which other threads wait: what is done in it meets one session, with nothing between."""
-        if self._pid != _process.pid:
+        if self._pid != process.pid:
             if self._finalizer is not None and (detached := self._finalizer.detach()):
-                _inherited.append(detached[2])
+                inherited.append(detached[2])
             self._start_session()
         return self._lock
 
     def send(
-        self, op: str, args: Mapping[str, Any] | None = None, arrays: Mapping[str, NDArray[Any]] | None = None
+        self,
+        op: str,
+        args: Mapping[str, Any] = _NONE,
+        arrays: Mapping[str, NDArray[Any]] = _NONE,
+        *,
+        waited: bool = True,
     ) -> Pending:
-        """Sends a request, to be finished by `reply` before the next is sent; both in `exclusive`.
+        """Sends a request, after all that were sent before; in `exclusive`.
+
+        Args:
+            op: the operation.
+            args: its plain arguments.
+            arrays: its arrays, by name.
+            waited: `reply` is called for it before anything else is sent. Otherwise the arrays are copied, and what it
+                raises is raised by what is called next.
 
         Raises:
-            PlrError: as `request`, where a hello has to go first, or the request is too large.
+            PlrError: as `request`, before it is sent.
         """
-        if not self._greeted:
-            self._greet()
-        return self._send_numbered(op, args or _NONE, arrays or _NONE)
+        exchange = self._exchange
+        if exchange.errors or exchange.unanswered:
+            self._make_room(MAX_UNDER_WAY)
+        if exchange.kept_bytes >= MAX_KEPT_BYTES and op != "next":
+            self._make_durable(op, MAX_KEPT_BYTES)
+        return self._send(op, args, arrays, waited=waited)
 
     def arrived(self, pending: Pending) -> Reply | None:
         """Returns the reply to a request if it has come, and None if `reply` would have to wait for it.
@@ -231,152 +154,177 @@ class Connection:
         Raises:
             PlrError: of the class the server raised.
         """
-        reply = self._receive(pending.request.sequence, 0.0)
-        return None if reply is None else self._granted(pending, reply)
+        self._take_what_came()
+        return None if pending.outcome is None else self.reply(pending)
 
     def reply(self, pending: Pending) -> Reply:
-        """Waits for the reply, and sends the request again where none comes.
+        """Waits for the reply to a request; in `exclusive`.
 
         Raises:
             PlrError: as `request`; `timeout_s` counts from this call on.
         """
-        started = now = time.monotonic()
-        try:
-            while (left_s := self.timeout_s - (now - started)) > 0:
-                patience_s = FIRST_ATTEMPT_S * 2.0 ** (pending.attempts - 1) - (now - pending.sent_s)
-                reply = self._receive(pending.request.sequence, max(0.0, min(left_s, patience_s)))
-                if reply is not None:
-                    if (granted := self._granted(pending, reply)) is not None:
-                        return granted
-                elif left_s > patience_s:
-                    self._hang_up()
-                    self._transmit(pending)
-                now = time.monotonic()
-        except BaseException:
-            if len(pending.frames) > 1:  # interrupted, perhaps: the arrays may be the caller's own memory
-                self._hang_up()
-            raise
-        self._hang_up()
-        hint = (
-            "the server said it was stopping: start it again, it is found by itself"
-            if self._closing_seen
-            else "is plr-server running there? (plr-server serve --bind ADDRESS)"
-        )
-        raise ServerUnreachable(f"{self.address}", pending.attempts, time.monotonic() - started, hint)
+        self._wait_for(pending)
+        outcome = pending.outcome
+        if isinstance(outcome, Reply):
+            return outcome
+        assert outcome is not None  # noqa: S101  narrows the type
+        raise outcome
+
+    def flush(self) -> None:
+        """Waits until all requests are applied, and as durable as the server promises.
+
+        Raises:
+            PlrError: of a request that was not waited for; the others are still to be flushed.
+            StateNotWritten: the server has not got everything onto its disk within `timeout_s`.
+        """
+        with self.exclusive():
+            self._make_room(1)
+            self._make_durable("flush", 1)
 
     def close(self) -> None:
-        """Says goodbye, so that the server takes back the levels in flight, and hangs up; again it does nothing."""
-        if self._pid != _process.pid:
+        """Says goodbye, so that the server takes back the levels in flight, and hangs up; again it does nothing.
+
+        Before that it waits for the replies that nobody has waited for.
+
+        Raises:
+            PlrError: of a request that was not waited for; it is closed nevertheless.
+        """
+        if self._pid != process.pid:
             return
         with self._lock:
-            if self._socket is None and not self._greeted:
+            if self._socket is None and not (self._exchange.begun or self._exchange.unanswered):
                 return
-            # After a timeout too: the server may be there and know this session.
-            with contextlib.suppress(NotAdmitted):  # any more
-                goodbye = self._send_numbered("goodbye", _NONE, _NONE)
-                self._receive(goodbye.request.sequence, GOODBYE_S)
-            self._hang_up()
-            self._greeted = False
-            self.session = uuid.uuid4().hex
-            self._sequence = self._num_opened = 0
+            try:
+                self._make_room(1)
+            finally:
+                with contextlib.suppress(NotAdmitted):  # any more
+                    self._say_goodbye()
+                self._hang_up()
+                self._start_exchange()
 
-    def _greet(self) -> None:
-        hello = self.reply(self._send_numbered("hello", {"pid": self._pid}, _NONE))
-        self._max_frame_bytes = int(hello.result["max_frame_bytes"])
-        self.epoch = hello.epoch
-        self._greeted = True
+    def _say_goodbye(self) -> None:
+        """Says so after a timeout too: the server may be there and know this session."""
+        number, frames = self._exchange.farewell()
+        self._put(self._socket or self._open(), frames)
+        deadline_s = time.monotonic() + GOODBYE_S
+        while (left_s := deadline_s - time.monotonic()) > 0.0:
+            message = self._receive(left_s)
+            if message is None or (isinstance(message, Reply) and message.id == number):
+                return
 
-    def _granted(self, pending: Pending, reply: Reply) -> Reply | None:
-        """Returns the reply, raises the error that it is, or sends the request again in a session begun anew."""
-        if reply.error is None:
-            return reply
-        if not isinstance(reply.error, SessionExpired):
-            raise reply.error
-        self._renew(pending, reply)
-        return None
-
-    def _renew(self, pending: Pending, refusal: Reply) -> None:
-        """Begins the session anew where the server does not know it, and sends the refused request again.
-
-        The refused copy was not applied. An earlier copy may have been; but not to a state of another epoch.
-        """
-        op, attempts = pending.request.op, pending.attempts
-        if op == "hello" or pending.renewed:
-            assert refusal.error is not None  # noqa: S101  narrows the type
-            raise refusal.error
-        self._greeted = False
-        if attempts > 1 and refusal.epoch == self.epoch and op not in _HARMLESS_TWICE:
-            raise SessionExpired(op, f"sent {attempts} times and applied once or not at all, which is not known")
-        self._greet()
-        self._sequence += 1
-        pending.request = pending.request._replace(sequence=self._sequence, connection=0)
-        pending.attempts, pending.renewed = 0, True
-        self._transmit(pending)
-
-    def _send_numbered(self, op: str, args: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Pending:
-        if self._socket is None:
-            self._open()
-        sequence = self._sequence + 1
-        request = Request(self.session, self._num_opened, sequence, self.curriculum, op, args, arrays)
-        frames = encode_request(request)
-        if len(frames) > 1:  # what is in the header is small
-            self._check_sizes(arrays, frames)
-        self._sequence = sequence  # taken only by what can be sent
-        pending = Pending(request, frames)
-        self._transmit(pending)
+    def _send(
+        self,
+        op: str,
+        args: Mapping[str, Any] = _NONE,
+        arrays: Mapping[str, NDArray[Any]] = _NONE,
+        *,
+        waited: bool = True,
+    ) -> Pending:
+        pending = self._exchange.ask(op, args, arrays, waited=waited)
+        try:
+            self._carry_out(time.monotonic())
+        except BaseException:
+            self._exchange.give_up(pending)
+            raise
         return pending
 
-    def _check_sizes(self, arrays: Mapping[str, NDArray[Any]], frames: Frames) -> None:
-        for name, array in arrays.items():
-            if array.nbytes > self._max_frame_bytes:
-                raise MessageTooLarge(name, self._max_frame_bytes, array.nbytes)
-        limit = self._max_frame_bytes * MAX_REQUEST_FRAMES
-        if len(frames) > MAX_REQUEST_FRAMES and (num_bytes := sum(map(len, frames))) > limit:
-            raise MessageTooLarge("all arrays", limit, num_bytes)
+    def _make_room(self, most: int) -> None:
+        """Waits until fewer requests than `most` are unanswered.
 
-    def _transmit(self, pending: Pending) -> None:
-        socket = self._socket or self._open()
-        if pending.request.connection != self._num_opened:
-            pending.request = pending.request._replace(connection=self._num_opened)
-            pending.frames = encode_request(pending.request)
-        pending.attempts += 1
-        pending.sent_s = time.monotonic()
-        self._put(socket, pending.frames)
+        Raises:
+            PlrError: of one that was not waited for, or `ServerUnreachable`.
+        """
+        exchange = self._exchange
+        self._take_what_came()
+        while not exchange.errors and exchange.unanswered >= most:
+            self._wait_for(exchange.oldest)
+        if exchange.errors:
+            raise exchange.errors.popleft()
 
-    def _receive(self, number: int, within_s: float) -> Reply | None:
-        """Returns the reply to a request, or None when `within_s` have passed without one; at 0 it does not wait.
+    def _make_durable(self, op: str, most: int) -> None:
+        """Waits until fewer bytes than `most` are kept to be sent again.
+
+        Raises:
+            StateNotWritten: that takes longer than `timeout_s`.
+        """
+        exchange = self._exchange
+        deadline_s = time.monotonic() + self.timeout_s
+        while exchange.kept_bytes >= most:
+            self.reply(self._send("sync"))
+            if exchange.kept_bytes < most:
+                break
+            if time.monotonic() > deadline_s:
+                reason = f"{exchange.kept_bytes} bytes of earlier requests are not on its disk after {self.timeout_s} s"
+                raise StateNotWritten(op, reason)
+            time.sleep(LOOK_AGAIN_S)
+
+    def _wait_for(self, pending: Pending) -> None:
+        """Waits for the outcome of a request; where nobody else does, an error ends the wait too."""
+        exchange = self._exchange
+        now_s = time.monotonic()
+        exchange.expect(pending, now_s, self.timeout_s)
+        try:
+            while pending.outcome is None and (pending.waited or not exchange.errors):
+                message = self._receive(exchange.wake_s - now_s)
+                now_s = time.monotonic()
+                if message is not None:
+                    exchange.heard(message, now_s)
+                    if pending.outcome is not None:
+                        return
+                self._carry_out(now_s)
+        except BaseException:  # interrupted, perhaps: what is sent may be the caller's own memory
+            if pending.waited:
+                exchange.give_up(pending)
+            exchange.lost()
+            self._hang_up()
+            raise
+
+    def _take_what_came(self) -> None:
+        exchange = self._exchange
+        while exchange.unanswered and (message := self._receive(0.0)) is not None:
+            exchange.heard(message, time.monotonic())
+        self._carry_out(time.monotonic())
+
+    def _carry_out(self, now_s: float) -> None:
+        act = self._exchange.act
+        try:
+            while (todo := act(now_s)) is not None:
+                if todo is HANG_UP:
+                    self._hang_up()
+                else:
+                    self._put(self._socket or self._open(), todo)
+        except BaseException:
+            self._exchange.lost()
+            raise
+
+    def _receive(self, within_s: float) -> Reply | Notice | None:
+        """Returns the next message, or None when `within_s` have passed without one; at 0 it does not wait.
 
         Raises:
             NotAdmitted: the server does not let this client in.
         """
-        socket = self._socket or self._open()
-        deadline = time.monotonic() + within_s
+        socket = self._socket
+        if socket is None:
+            return None
         if self._handshake is not None and within_s > 0.0:
+            started = time.monotonic()
             self._await_admission(self._handshake, within_s)
-            within_s = max(0.0, deadline - time.monotonic())
-        while True:
-            if within_s > 0.0 and (patience_ms := int(within_s * 1000) + 1) != self._patience_ms:
-                socket.setsockopt(zmq.RCVTIMEO, patience_ms)
-                self._patience_ms = patience_ms
-            try:
-                frame = socket.recv(0 if within_s > 0.0 else _NOW, copy=False)
-            except zmq.Again:
-                return None
-            if self._handshake is not None:
-                self._handshake.close()
-                self._handshake = None
-            frames: list[Any] = [frame.bytes]
-            while frame.more:
-                frame = socket.recv(copy=False)
-                frames.append(frame.buffer)
-            reply = decode_reply(frames)
-            if isinstance(reply, Notice):
-                self._closing_seen |= reply.notice == "closing"
-            elif reply.id == number or reply.id is None:  # None: the server could not even read the number
-                self._closing_seen = False
-                return reply
-            if within_s > 0.0 and (within_s := deadline - time.monotonic()) <= 0.0:
-                return None
+            within_s -= time.monotonic() - started
+        if within_s > 0.0 and (patience_ms := int(within_s * 1000) + 1) != self._patience_ms:
+            socket.setsockopt(zmq.RCVTIMEO, patience_ms)
+            self._patience_ms = patience_ms
+        try:
+            frame = socket.recv(0 if within_s > 0.0 else _NOW, copy=False)
+        except zmq.Again:
+            return None
+        if self._handshake is not None:
+            self._handshake.close()
+            self._handshake = None
+        frames: list[Any] = [frame.bytes]
+        while frame.more:
+            frame = socket.recv(copy=False)
+            frames.append(frame.buffer)
+        return decode_reply(frames)
 
     def _await_admission(self, handshake: Handshake, within_s: float) -> None:
         """Waits until something has come on the socket, or raises NotAdmitted."""
@@ -398,7 +346,7 @@ class Connection:
         address = self.address() if callable(self.address) else self.address
         keys = key_file(self.keys)
         pair = None if keys is None else read_client_keys(keys)
-        socket = _process.socket()
+        socket = process.socket()
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IDENTITY, b"\x01" + uuid.uuid4().bytes)  # must not begin with a zero byte
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
@@ -413,7 +361,6 @@ class Connection:
             _connect(socket, address, handshake)
         self._socket, self._handshake = socket, handshake
         self._patience_ms = -1
-        self._num_opened += 1
         self._finalizer = weakref.finalize(self, _close, socket, handshake, self._pid)
         return socket
 
@@ -435,9 +382,9 @@ def _connect(socket: zmq.Socket[bytes], address: str, handshake: Handshake) -> N
 
 
 def _close(socket: zmq.Socket[bytes], handshake: Handshake | None, pid: int) -> None:
-    if pid == _process.pid:
+    if pid == process.pid:
         if handshake is not None:
             handshake.close()
         socket.close()
     else:
-        _inherited.append((socket, handshake))
+        inherited.append((socket, handshake))

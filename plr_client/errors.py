@@ -15,6 +15,8 @@
     ├── SessionExpired               a request in a session that the server has forgotten
     ├── NotAdmitted                  the client's keys are not those that the server asks for
     ├── NotAllowed                   an operation that the client's key has no right to
+    ├── OutOfStep                    a request before a hello, or without the one before it
+    ├── StateRolledBack              what was on the server's disk is not there any more
     ├── TooManySessions              the server takes no more clients
     ├── RepliesUnread                a client that asks for more than it reads
     ├── TooManyOpenFiles             this process can open no more connections
@@ -251,6 +253,47 @@ class NotAllowed(PlrError):
     op: str
     expected: str
     got: str
+
+
+class OutOfStep(PlrError):
+    """A request that the server cannot take in its turn, and has not applied.
+
+    A client of this project does by itself what is needed then: it says hello on a fresh connection, and sends what is
+    missing.
+
+    Attributes:
+        op: what was asked for.
+        expected: what has to come first.
+        got: what came.
+    """
+
+    code = "out_of_step"
+    fields = ("op", "expected", "got")
+    template = "{op}: expected {expected}, got {got}; it was not applied"
+
+    op: str
+    expected: str
+    got: str
+
+
+class StateRolledBack(PlrError):
+    """The server's state lacks commands that were on its disk when it said so: this client's may be among them.
+
+    Attributes:
+        durable: how many commands were on the disk.
+        survived: how many of them the state has seen.
+    """
+
+    code = "state_rolled_back"
+    fields = ("durable", "survived")
+    template = (
+        "state: expected the {durable} commands that were on the server's disk, got {survived} of them: its state "
+        "directory was rolled back (a backup was put in its place, or the machine stopped under --fsync never). To go "
+        "on from that older state, close() this client, and use it again or make a new one"
+    )
+
+    durable: int
+    survived: int
 
 
 class TooManySessions(PlrError):

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client.connection import Address, Connection, Pending
+from plr_client.connection import Address, Connection
 from plr_client.errors import InvalidInput, NoLevels
+from plr_client.exchange import Pending
 from plr_client.keys import KeyFile
 from plr_client.protocol import (
     DEFAULT_CURRICULUM,

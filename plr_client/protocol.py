@@ -3,18 +3,20 @@
 Layout
   * A message is frame 1, a msgpack list called the header, then one raw frame for each array that is not in the header.
     Further elements of a list are ignored, so that a later release may add some.
-  * A request's header: `[v, session, connection, seq, curriculum, op, args, arrays]`.
+  * A request's header: `[v, session, connection, seq, after, curriculum, op, args, arrays]`.
       v           PROTOCOL_VERSION
       session     whom the server takes the client for: its uuid, hex
       connection  1, 2, ...: the how-manieth connection of the session this is; a client speaks on its latest alone
       seq         1, 2, ...: the how-manieth request of the session; its reply carries it as `id`
+      after       the `seq` of the request before, where that one's reply has not come; else 0
       curriculum  the name of the curriculum it is for
       op, args    the operation and its plain arguments, a map
-  * A reply's header: `[v, id, epoch, durable, error, result, arrays]`.
+  * A reply's header: `[v, id, epoch, position, durable, error, result, arrays]`.
       id          the `seq` of the request; nil where that could not be read
-      epoch       names the run of the server's state: another epoch, another state
-      durable     the session's highest `seq` that a client need not send again: with the state in memory alone, the
-                  last one applied
+      epoch       names the server's state: another epoch, another state
+      position    of a request that may have changed the state: how many commands the state has seen with it; else 0,
+                  as with a state that lives in memory alone
+      durable     how many of those commands cannot get lost any more, by what the server's operator chose
       error       nil, or `[code, fields]` of an error class; `result`, a map, and `arrays` are empty then
   * A notice's header: `[v, notice]`, which the server may send at any time: "closing", it is stopping; "ping", to be
     ignored, it asks the transport whether the peer is there.
@@ -24,6 +26,12 @@ Layout
 Rules
   * A session begins with the op "hello" and ends with "goodbye". Anything else in a session that the server does not
     know is refused as `SessionExpired`, and not applied.
+  * So does every connection of a session, and every run of the server. Before it, after a gap (`after` has not come),
+    or out of turn, a request is refused as `OutOfStep`, and not applied: the client says hello on a fresh connection.
+  * A hello's args may name the `run` of the server that the client spoke to last. Its reply tells the `run` it speaks
+    to now, how many commands of the run it named have `survived`, the session's number among all that were `begun`,
+    and the highest `applied` seq of it that may have changed the state. What the client sent and is neither applied nor
+    has survived it sends again, in order, before anything new.
   * Every request gets one reply. One that is sent again carries the same `session` and `seq`, and the `connection` it
     is sent on; the server applies it once and repeats the reply.
   * Few levels travel as ints in `args` and `result`, many as arrays.
@@ -76,13 +84,14 @@ _REQUEST = {
     "session": str,
     "connection": int,
     "seq": int,
+    "after": int,
     "curriculum": str,
     "op": str,
     "args": dict,
     "arrays": list,
 }
 _REQUEST_KINDS = tuple(_REQUEST.values())
-_REPLY_KINDS = (int, int, dict, list)  # of epoch, durable, result, arrays
+_REPLY_KINDS = (int, int, int, dict, list)  # of epoch, position, durable, result, arrays
 _SHOWN_CHARS = 80
 _LISTS = bytes([*range(0x90, 0xA0), 0xDC, 0xDD])  # what a list begins with
 _NOT_MAPS = bytes(sorted({*range(256)} - {*range(0x80, 0x90), 0xC7, 0xC8, 0xC9, *range(0xD4, 0xD9), 0xDE, 0xDF}))
@@ -103,6 +112,7 @@ class Request(NamedTuple):
     op: str
     args: Mapping[str, Any] = _NONE
     arrays: Mapping[str, NDArray[Any]] = _NONE
+    after: int = 0
 
 
 class Reply(NamedTuple):
@@ -118,6 +128,7 @@ class Reply(NamedTuple):
     result: Mapping[str, Any] = _NONE
     arrays: Mapping[str, NDArray[Any]] = _NONE
     payloads: Sequence[bytes] | None = None
+    position: int = 0
 
 
 class Notice(NamedTuple):
@@ -132,8 +143,24 @@ def encode_request(request: Request) -> Frames:
     Raises:
         InvalidInput: an array's dtype is not a bool, an integer or a float, or an argument cannot be packed.
     """
-    session, connection, sequence, curriculum, op, args, arrays = request
-    return _encode([PROTOCOL_VERSION, session, connection, sequence, curriculum, op, args], arrays)
+    session, connection, sequence, curriculum, op, args, arrays, after = request
+    return _encode([PROTOCOL_VERSION, session, connection, sequence, after, curriculum, op, args], arrays)
+
+
+def readdressed(frames: Frames, connection: int, after: int) -> Frames:
+    """Returns the frames of a request as they are sent on another connection, or after another request."""
+    header = msgpack.unpackb(frames[0])
+    header[2], header[4] = connection, after
+    return [msgpack.packb(header), *frames[1:]]
+
+
+def oversized(frames: Frames, max_frame_bytes: int) -> MessageTooLarge | None:
+    """Returns the error that a request is to a server that takes frames of so many bytes; None for none."""
+    sizes, limit = list(map(len, frames)), max_frame_bytes * MAX_REQUEST_FRAMES
+    if (largest := max(sizes)) > max_frame_bytes:
+        names = [about[0] for about in msgpack.unpackb(frames[0])[-1] if len(about) == 3]  # noqa: PLR2004
+        return MessageTooLarge(names[sizes.index(largest) - 1], max_frame_bytes, largest)
+    return MessageTooLarge("all arrays", limit, sum(sizes)) if sum(sizes) > limit else None
 
 
 def decode_request(frames: Sequence[Any]) -> Request:
@@ -155,7 +182,7 @@ def decode_request(frames: Sequence[Any]) -> Request:
             if type(value) is not kind
         )
         raise ProtocolError(f"{name}: expected {kind.__name__}, got {shown(value)}")
-    _, session, connection, sequence, curriculum, op, args, described = fields
+    _, session, connection, sequence, after, curriculum, op, args, described = fields
     if not 0 < len(session) <= MAX_SESSION_CHARS:
         raise ProtocolError(f"session: expected 1 to {MAX_SESSION_CHARS} characters, got {len(session)}")
     if connection < 1:
@@ -163,17 +190,17 @@ def decode_request(frames: Sequence[Any]) -> Request:
     if sequence < 1:
         raise ProtocolError(f"seq: expected 1 or more, got {sequence}")
     arrays = _decode_arrays(described, frames) if described or len(frames) > 1 else _NONE
-    return Request(session, connection, sequence, curriculum, op, args, arrays)
+    return Request(session, connection, sequence, curriculum, op, args, arrays, after)
 
 
 def encode_reply(reply: Reply) -> Frames:
     """Returns the frames of a reply."""
-    number, epoch, durable, error, result, arrays, payloads = reply
+    number, epoch, durable, error, result, arrays, payloads, position = reply
     if error is not None:
-        return _encode([PROTOCOL_VERSION, number, epoch, durable, error.to_wire(), _NONE], _NONE)
+        return _encode([PROTOCOL_VERSION, number, epoch, position, durable, error.to_wire(), _NONE], _NONE)
     if payloads is not None:
         arrays = {**arrays, **join_payloads(payloads)}
-    return _encode([PROTOCOL_VERSION, number, epoch, durable, None, result], arrays)
+    return _encode([PROTOCOL_VERSION, number, epoch, position, durable, None, result], arrays)
 
 
 def encode_notice(notice: str) -> Frames:
@@ -190,19 +217,19 @@ def decode_reply(frames: Sequence[Any]) -> Reply | Notice:
     header = _decode_header(frames)
     if len(header) > 1 and type(header[1]) is str:
         return Notice(header[1])
-    if len(header) < 7:  # noqa: PLR2004
-        raise ProtocolError(f"header: expected 7 elements, got {len(header)}")
-    _, number, epoch, durable, error, result, described = header[:7]
-    kinds = type(epoch), type(durable), type(result), type(described)
+    if len(header) < 8:  # noqa: PLR2004
+        raise ProtocolError(f"header: expected 8 elements, got {len(header)}")
+    _, number, epoch, position, durable, error, result, described = header[:8]
+    kinds = type(epoch), type(position), type(durable), type(result), type(described)
     if kinds != _REPLY_KINDS or not (number is None or type(number) is int):
-        got = ", ".join(type(value).__name__ for value in header[1:7])
-        raise ProtocolError(f"header: expected id, epoch, durable, error, result and arrays, got {got}")
+        got = ", ".join(type(value).__name__ for value in header[1:8])
+        raise ProtocolError(f"header: expected id, epoch, position, durable, error, result and arrays, got {got}")
     if error is not None:
         if not (type(error) is list and list(map(type, error)) == [str, list]):
             raise ProtocolError(f"error: expected [code, fields], got {shown(error)}")
-        return Reply(number, epoch, durable, from_wire(*error))
+        return Reply(number, epoch, durable, from_wire(*error), position=position)
     arrays = _decode_arrays(described, frames) if described or len(frames) > 1 else _NONE
-    return Reply(number, epoch, durable, None, result, arrays)
+    return Reply(number, epoch, durable, None, result, arrays, None, position)
 
 
 def request_id(frames: Sequence[Any]) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import signal
 import socket
@@ -21,6 +22,8 @@ import zmq
 from plr_client import InvalidInput, LevelOutsideSpace, MissingField, PlrError, Trainer
 from plr_client.keys import read_client_keys
 from plr_client.protocol import Request, decode_reply, encode_request
+from plr_server.durability.records import read_origin, read_records
+from plr_server.durability.recovery import generations
 
 DEADLINE_S = 30.0
 READY = re.compile(r"plr-server ready at (\S+) \((\d+) levels, (\w+), (\w+)\)\n")
@@ -224,9 +227,9 @@ def unfinished(size):
 SESSION = "fault"
 
 
-def request(op, arrays=None, *, seq=2, session=SESSION, connection=1, args=None):
+def request(op, arrays=None, *, seq=2, session=SESSION, connection=1, args=None, after=0):
     """The frames of a request."""
-    return encode_request(Request(session, connection, seq, "default", op, args or {}, arrays or {}))
+    return encode_request(Request(session, connection, seq, "default", op, args or {}, arrays or {}, after))
 
 
 def hello(session=SESSION, *, seq=1, connection=1):
@@ -250,6 +253,7 @@ HEADER = {
     "session": SESSION,
     "connection": 1,
     "seq": 7,
+    "after": 0,
     "curriculum": "default",
     "op": "push",
     "args": {},
@@ -267,7 +271,7 @@ def nested_in(name, depth):
     fields = {key: msgpack.packb(value) for key, value in HEADER.items()} | {name: nested(depth)}
     if name == "arrays":
         fields[name] = b"\x91\x93" + msgpack.packb("x") + msgpack.packb("<f8") + nested(depth)
-    return b"\x98" + b"".join(fields.values())
+    return b"\x99" + b"".join(fields.values())
 
 
 # id: (frames, code of the error, its text)
@@ -283,7 +287,7 @@ BAD_FRAMES = {
     ),
     "no list": ([msgpack.packb("hello")], "protocol", "header: expected a msgpack list, got str"),
     "an empty list": ([msgpack.packb([])], "protocol", "v: expected int, got None"),
-    "a list too short": ([msgpack.packb([2, 1])], "protocol", "header: expected 8 elements, got 2"),
+    "a list too short": ([msgpack.packb([2, 1])], "protocol", "header: expected 9 elements, got 2"),
     "a map": ([msgpack.packb({"op": "push"})], "protocol", "header: expected a msgpack list, got dict"),
     "int map keys": ([msgpack.packb({1: 2})], "protocol", "int is not allowed for map key"),
     "a list as map key": ([b"\x81\x90\x01"], "protocol", "list is not allowed for map key"),
@@ -337,6 +341,7 @@ BAD_FRAMES = {
     "a seq that is a float": ([header(seq=1.0)], "protocol", "seq: expected int, got 1.0"),
     "a seq that is text": ([header(seq="x" * 200)], "protocol", f"seq: expected int, got {'x' * 80!r}"),
     "a seq below 1": ([header(seq=-1)], "protocol", "seq: expected 1 or more, got -1"),
+    "an after that is a float": ([header(after=1.0)], "protocol", "after: expected int, got 1.0"),
     "args that are a list": ([header(args=[])], "protocol", "args: expected dict, got list"),
     "an unknown session": (
         [header(session="who")],
@@ -348,7 +353,7 @@ BAD_FRAMES = {
         "unknown_operation",
         (
             "op: expected one of counters, describe, goodbye, hello, insert, levels, next, push, push_scores, "
-            "push_step, save, scores, set_score_function, stats, table, timings, weights, got 'steal'"
+            "push_step, save, scores, set_score_function, stats, sync, table, timings, weights, got 'steal'"
         ),
     ),
     "arrays that are a map": ([header(arrays={})], "protocol", "arrays: expected list, got dict"),
@@ -581,6 +586,19 @@ BAD_PUSHES = {
     "columns twice": ({"columns": [1, 1]}, InvalidInput, "columns", "2 distinct ints, got [1, 1]"),
     "columns of floats": ({"columns": [0.0, 1.0]}, InvalidInput, "columns", "an array of integers, got dtype float64"),
 }
+
+
+# ---- the disk
+
+
+def lose_what_was_not_synced(folder):
+    """Cuts the newest journal of a state directory back to what it says is on the disk, as a power loss may."""
+    path = [*generations(folder, "journal").values()][-1]
+    data = memoryview(path.read_bytes())
+    origin, first = read_origin(data)
+    records = [first, *read_records(data, first, origin.salt)]
+    synced = max(first.sequence, *(record.synced for record in records))  # the first has a snapshot beside it
+    os.truncate(path, max(record.end for record in records if record.sequence <= synced))
 
 
 # ---- the state, to be compared

@@ -563,7 +563,9 @@ def test_a_damaged_state_directory_is_served_only_where_the_loss_is_accepted(tmp
         assert "At stake: at least 2 commands" in said
         assert "--accept-loss" in said
         with faults.daemon(bind, *options, "--accept-loss") as again:
-            assert trainer.stats()["scores"] == 0
+            with Trainer(again.address) as another:
+                assert another.stats()["scores"] == 0
+            assert trainer.stats()["scores"] == 2  # it has sent again what was never sure to be on the disk
             assert (Path(folder) / f"{journal.name}.broken").exists()
             again.stop()
 

@@ -13,7 +13,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from plr_client.errors import StateDamaged
 from plr_server.durability import files
@@ -72,6 +72,18 @@ class Segment:
         return read_records(self.data[: self.last.end], self.first, self.origin.salt)
 
 
+class Run(NamedTuple):
+    """One run of a server on the folder.
+
+    Attributes:
+        name: a random number.
+        begin: how many commands the state had seen when it began.
+    """
+
+    name: int
+    begin: int
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class History:
     """All that a state folder tells.
@@ -79,6 +91,7 @@ class History:
     Attributes:
         generation: the highest number that a file of it has; 0 for a folder without any.
         epoch: of the state; 0 where there is none.
+        runs: those that the state has seen, the oldest first.
         state: the newest snapshot; None where there is none.
         begin: the command that it was taken after.
         segments: those with the commands since.
@@ -89,6 +102,7 @@ class History:
 
     generation: int
     epoch: int
+    runs: list[Run]
     state: Any
     begin: Link
     segments: list[Segment]
@@ -138,6 +152,7 @@ def read_history(folder: Path) -> History:
         try:
             snapshot = read_snapshot(path)
             epoch, state, begin = snapshot["epoch"], snapshot["state"], Link(*snapshot["link"])
+            runs = [Run(*run) for run in snapshot["runs"]]
         except (ValueError, KeyError, TypeError) as exc:
             damaged[path] = StateDamaged(str(path), "the snapshot", str(exc), "all commands before it")
             continue
@@ -147,12 +162,12 @@ def read_history(folder: Path) -> History:
             damaged[path] = StateDamaged(str(path), "its beginning", "it is missing", "all commands after the snapshot")
             later = []
         segments, end = _chain(later, epoch, begin, damaged)
-        return History(highest, epoch, state, begin, segments, end, damaged)
+        return History(highest, epoch, runs, state, begin, segments, end, damaged)
     for path in journals.values():  # a folder whose first snapshot was never finished has no commands
         segment = _read_segment(path)
         if segment is None or segment.num_commands:
             damaged[path] = StateDamaged(str(path), "its beginning", "its snapshot is missing", "all commands in it")
-    return History(highest, 0, None, Link(0, 0), [], Link(0, 0), damaged)
+    return History(highest, 0, [], None, Link(0, 0), [], Link(0, 0), damaged)
 
 
 def _chain(paths: list[Path], epoch: int, begin: Link, damaged: dict[Path, StateDamaged]) -> tuple[list[Segment], Link]:

@@ -27,6 +27,7 @@ from plr_server.durability.owner import Owner
 from plr_server.durability.records import Kind, Link, Origin
 from plr_server.durability.recovery import (
     BROKEN,
+    Run,
     config_digest,
     generations,
     journal_path,
@@ -40,6 +41,7 @@ logger = logging.getLogger("plr_server")
 
 FSYNC = ("never", "interval", "always")
 SYNC_EVERY_S = 1.0  # under "interval"
+MAX_RUNS = 1_000  # that are remembered
 RETRY_AFTER_S = 1.0  # where the folder could not be written
 SNAPSHOT_AFTER_BYTES = 256 * 1024 * 1024  # of journal: both bound how long a recovery takes
 SNAPSHOT_AFTER_COMMANDS = 50_000
@@ -61,6 +63,7 @@ class StateDir:
     Attributes:
         history: what the folder held; without its contents once the server has begun.
         epoch: names the state; it stays as long as nothing is lost.
+        runs: those of servers on this folder, this one's the last.
         sequence: how many commands the state has seen.
         accept_loss: as given.
         holds_replies: replies have to wait for `commit`.
@@ -95,6 +98,7 @@ class StateDir:
         lasts = self.history.epoch and not damaged
         self.epoch = self.history.epoch if lasts else secrets.randbits(63)
         self.sequence = self.history.end.sequence
+        self.runs = [*self.history.runs, Run(secrets.randbits(63), self.sequence)][-MAX_RUNS:]
         self._generation = self.history.generation
         self._link = self.history.end
         self._synced = max([self.history.begin.sequence, *(segment.synced for segment in self.history.segments)])
@@ -170,6 +174,21 @@ class StateDir:
         if self._behind is not None or self._fsync == "interval":
             return self._synced
         return self.sequence
+
+    def survived(self, run: int | None) -> int:
+        """Returns how many commands the state has seen of those that it had seen at the end of a run; 0 for none.
+
+        Args:
+            run: its name.
+        """
+        ends = [*(later.begin for later in self.runs[1:]), self.sequence]
+        return next((end for each, end in zip(self.runs, ends, strict=True) if each.name == run), 0)
+
+    def hurry(self) -> None:
+        """Begins to sync in the background what is not as durable as `fsync` promises; call it again to see it done."""
+        self._sync_s = 0.0
+        with contextlib.suppress(StateDirTaken):  # that will end the server at its next look
+            self.look_after()
 
     def commit(self) -> bool:
         """Ends a batch of commands; returns whether their replies may go out, which always is so but under "always".
@@ -378,7 +397,7 @@ class StateDir:
         return Journal(path, origin, after, self._synced, syncer=self._background, check=self._owner.check)
 
     def _body(self, link: Link) -> list[Any]:
-        return pack({"epoch": self.epoch, "link": link, "state": self._state_of()})
+        return pack({"epoch": self.epoch, "runs": self.runs, "link": link, "state": self._state_of()})
 
     def _remove_before(self, generation: int) -> None:
         """Removes what an older generation has left; what could not be trusted is kept under another name."""

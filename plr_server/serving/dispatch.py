@@ -12,7 +12,6 @@ import itertools
 import logging
 import struct
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -55,13 +54,11 @@ from plr_server.serving.timings import OTHER, Timings
 
 logger = logging.getLogger("plr_server")
 
-MAX_UNDURABLE = 2**17  # commands; of older ones a client may be told late that they are durable
 FEW_LEVELS = 8  # drawn one by one; more are drawn as arrays
 
 MAX_SCORES = 2**18  # in one request: at 1 to 4 us each
 MAX_SCORES_OF_OPEN = 2**12  # where the level space is open, and a score may have a level take another's place: 0.5 ms
 _ROLLOUT = frozenset(FIELDS)
-_GREETINGS = frozenset(("hello", "goodbye"))
 _NEEDED = frozenset(("push", "push_step", "push_scores", "insert", "set_score_function"))  # refused where not written
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _NONE: Mapping[str, Any] = {}
@@ -109,7 +106,6 @@ class Dispatcher:
         self._max_frame_bytes = max_frame_bytes
         self._epoch = epoch
         self._log: StateDir | None = None
-        self._undurable: deque[tuple[int, str, int]] = deque(maxlen=MAX_UNDURABLE)  # number in the log, session, number
         self._allow_pickle = allow_pickle
         self._reads: dict[str, Callable[[Curriculum, Request], Result]] = {
             "counters": self._counters,
@@ -120,6 +116,7 @@ class Dispatcher:
             "levels": _levels,
             "save": self._save,
             "timings": lambda *_: ({"timings": self.timings.to_dict()}, _NONE, None),
+            "sync": self._sync,
         }
         self._writes: dict[str, Callable[[Curriculum, Request], Result]] = {
             "next": self._next,
@@ -131,7 +128,7 @@ class Dispatcher:
         }
 
         self.answered = OTHER, False
-        self.timings = Timings((*self._reads, *self._writes, *_GREETINGS, "describe"))
+        self.timings = Timings((*self._reads, *self._writes, "hello", "goodbye", "describe"))
 
     def answer(self, peer: bytes, frames: Sequence[Any], key: str | None = None) -> Frames:
         """Applies one request.
@@ -180,8 +177,6 @@ class Dispatcher:
     def write_to(self, log: StateDir) -> None:
         """Has every command written down before it is applied, from now on; the log has all that was before."""
         self._log, self._epoch = log, log.epoch
-        for name in self.sessions:
-            self.sessions[name].durable = self.sessions[name].written
 
     def state(self) -> dict[str, Any]:
         """Returns the state of curricula and clients, a plain value: what all commands so far have made of it."""
@@ -222,7 +217,9 @@ class Dispatcher:
             client = client.decode()
         request = decode_request(frames)
         self._check(request)
-        self._do(self.sessions.replayed(request, client), request)
+        session = self.sessions.replayed(request, client)
+        if request.op != "hello":
+            self._do(session, request)
 
     def _decide(self, what: str, name: str) -> None:
         """Does what the loop has decided about a session, once it is written down."""
@@ -244,25 +241,37 @@ class Dispatcher:
     # ---- one request
 
     def _answer(self, peer: bytes, request: Request, frames: Sequence[Any], client: str | None) -> Reply:
+        number, op, log = request.sequence, request.op, self._log
+        if op == "hello":
+            return self._greet(peer, request, frames, client)
         session = self.sessions.admit(peer, request, client)
-        number, op = request.sequence, request.op
         if number == session.written and session.reply is not None:
-            return session.reply._replace(epoch=self._epoch, durable=self._durable(session))
-        if op not in self._writes and op not in _GREETINGS:
+            durable = 0 if log is None else log.durable
+            return session.reply._replace(epoch=self._epoch, durable=durable, position=session.position)
+        if op not in self._writes and op != "goodbye":
             session.sequence = number
-            reply, durable = self._apply(request), self._durable(session)
-            return reply if reply.durable == durable else reply._replace(durable=durable)
+            return self._apply(request)
         if number == session.sequence and op in self._writes:
             raise ProtocolError(f"seq: expected more than {number} for {op}, got {number} again")
         self._check(request)
-        if self._log is not None:
-            kind, written = Kind.REQUEST, frames
-            if op == "hello" and client is not None:
-                kind, written = Kind.NAMED, [client.encode(), *frames]
-            self._log.write(kind, framed(written), op=op, needed=op in _NEEDED)
-            self._undurable.append((self._log.sequence, request.session, number))
-        reply, durable = self._do(session, request), self._durable(session)
-        return reply if reply.durable == durable else reply._replace(durable=durable)
+        if log is not None:
+            log.write(Kind.REQUEST, framed(frames), op=op, needed=op in _NEEDED)
+            session.position = log.sequence
+        return self._do(session, request)
+
+    def _greet(self, peer: bytes, request: Request, frames: Sequence[Any], client: str | None) -> Reply:
+        """Begins a session, or goes on with one on another connection; tells what is known of it and of the state."""
+        is_known, log = self.sessions.get(request.session) is not None, self._log
+        session = self.sessions.admit(peer, request, client)
+        told = {"max_frame_bytes": self._max_frame_bytes, "begun": session.begun, "applied": session.written}
+        if log is None:
+            return Reply(request.sequence, self._epoch, 0, None, told | {"run": 0, "survived": 0})
+        if not is_known:
+            kind = Kind.REQUEST if client is None else Kind.NAMED
+            log.write(kind, framed([*([] if client is None else [client.encode()]), *frames]), op="hello", needed=False)
+            session.position = log.sequence
+        told |= {"run": log.runs[-1].name, "survived": log.survived(request.args.get("run"))}
+        return Reply(request.sequence, self._epoch, log.durable, None, told, position=session.position)
 
     def _check(self, request: Request) -> None:
         """Refuses what does not depend on the state alone, and would turn out otherwise in another process.
@@ -284,28 +293,12 @@ class Dispatcher:
     def _do(self, session: Session, request: Request) -> Reply:
         """Applies a request that changes something, and notes that it was."""
         number, op = request.sequence, request.op
-        if op == "hello":
-            told = {"max_frame_bytes": self._max_frame_bytes, "applied": session.sequence}
-            session.reply = None
-            reply = Reply(number, self._epoch, number, None, told)
-        elif op == "goodbye":
+        if op == "goodbye":
             self._carry_out(op, request.session)
-            reply = Reply(number, self._epoch, number)
-        else:
-            reply = session.reply = self._apply(request)
+            return Reply(number, self._epoch, 0)
+        reply = session.reply = self._apply(request, session.position)
         session.sequence = session.written = number
         return reply
-
-    def _durable(self, session: Session) -> int:
-        """Returns up to which number a client need not send again."""
-        waiting = self._undurable
-        if self._log is None:
-            return session.sequence
-        while waiting and waiting[0][0] <= self._log.durable:
-            _, name, number = waiting.popleft()
-            if (other := self.sessions.get(name)) is not None:
-                other.durable = number
-        return session.sequence if session.durable == session.written else session.durable
 
     def _save(self, _curriculum: Curriculum, _request: Request) -> Result:
         if self._log is None:
@@ -314,13 +307,19 @@ class Dispatcher:
         self._log.save()
         return _NONE, _NONE, None
 
-    def _apply(self, request: Request) -> Reply:
-        number, op = request.sequence, request.op
+    def _sync(self, _curriculum: Curriculum, _request: Request) -> Result:
+        """Has the disk hurry; how far it has got, the reply tells as every reply does."""
+        if self._log is not None:
+            self._log.hurry()
+        return _NONE, _NONE, None
+
+    def _apply(self, request: Request, position: int = 0) -> Reply:
+        number, op, log = request.sequence, request.op, self._log
         error: PlrError
         try:
             if op == "describe":  # of all curricula
                 configs = {name: _described(each.config) for name, each in self.curricula.items()}
-                return Reply(number, self._epoch, number, None, {"curricula": configs})
+                return Reply(number, self._epoch, 0, None, {"curricula": configs})
             curriculum = self.curricula.get(request.curriculum)
             if curriculum is None:
                 raise UnknownCurriculum(request.curriculum[:80], ", ".join(sorted(self.curricula)))  # noqa: TRY301
@@ -328,7 +327,8 @@ class Dispatcher:
             if apply is None:
                 known = ", ".join(sorted([*self._reads, *self._writes, "describe", "hello", "goodbye"]))
                 raise UnknownOperation(op[:80], known)  # noqa: TRY301
-            return Reply(number, self._epoch, number, None, *apply(curriculum, request))
+            result = apply(curriculum, request)
+            return Reply(number, self._epoch, 0 if log is None else log.durable, None, *result, position)
         except KeyboardInterrupt:
             raise
         except ScoreFunctionError as refusal:
@@ -338,7 +338,7 @@ class Dispatcher:
             error = refusal
         except BaseException as exc:  # noqa: BLE001  of a score function, or a bug: the server goes on
             error = _failed(op, exc)
-        return Reply(number, self._epoch, number, error)
+        return Reply(number, self._epoch, 0 if log is None else log.durable, error, position=position)
 
     @staticmethod
     def _set_score_function(curriculum: Curriculum, request: Request) -> Result:

@@ -11,11 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from plr_client.errors import NotAllowed, ProtocolError, SessionExpired, TooManySessions
+from plr_client.errors import NotAllowed, OutOfStep, SessionExpired, TooManySessions
 from plr_client.protocol import Reply, Request, decode_reply, encode_reply
 
 MAX_SESSIONS = 16_384
 MAX_SESSIONS_PER_CONNECTION = 64  # a client of ours has one
+_ANY_CONNECTION = frozenset(("hello", "goodbye"))  # that is later than the session's
 MAX_ENDED = 4_096  # sessions that said goodbye, and whose late copies are known for what they are
 
 
@@ -24,22 +25,24 @@ class Session:
     """One client, from its hello until it says goodbye or is given up.
 
     Attributes:
+        begun: how many sessions had been begun with this one.
         peer: the transport's name for the connection it speaks on.
-        connection: the how-manieth of the session that is.
+        connection: the how-manieth of the session that is; 0 where it has not spoken to this run of the server.
         sequence: the highest sequence number that was applied.
         written: the highest of a request that changed something.
-        durable: the highest of those that cannot get lost any more.
-        reply: the reply to `written`, repeated when that request comes again; None where that does no harm.
+        position: how many commands the state had seen with that one.
+        reply: the reply to `written`, repeated when that request comes again; None before there is one.
         waiting: curriculum -> slot -> how many pushes there had been when its level was drawn, for levels drawn ahead
             whose turn has not come.
         client: the name of the client whose key began it, and alone may speak in it; None where there are no keys.
     """
 
-    peer: bytes
-    connection: int
-    sequence: int
+    begun: int
+    peer: bytes = b""
+    connection: int = 0
+    sequence: int = 0
     written: int = 0
-    durable: int = 0
+    position: int = 0
     reply: Reply | None = None
     waiting: dict[str, dict[int, int]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
     client: str | None = None
@@ -57,6 +60,7 @@ class Sessions:
         self._open: dict[str, Session] = {}
         self._names: defaultdict[bytes, set[str]] = defaultdict(set)  # peer -> its sessions
         self._ended: dict[str, None] = {}  # the oldest first
+        self._num_begun = 0
 
     def __len__(self) -> int:
         return len(self._open)
@@ -75,8 +79,8 @@ class Sessions:
         """Returns the session of a request, which is to be applied if its number is above the session's.
 
         Args:
-            peer: the connection it came on. The session moves to it where the request says that it is a later one than
-                the session's: a copy that was delayed on an earlier connection never moves a session back.
+            peer: the connection it came on. A hello that says it is a later one than the session's moves the session
+                there, and from then on a copy that was delayed on an earlier one comes too late.
             request: the request; a hello begins a session.
             client: the name of the client whose key the connection has; None where there are no keys.
 
@@ -84,7 +88,7 @@ class Sessions:
             NotAllowed: the session is another client's.
             SessionExpired: there is no such session, or one to be begun has said goodbye: this is a late copy.
             TooManySessions: there are too many to begin one.
-            ProtocolError: a later request was applied already: this is a late copy.
+            OutOfStep: it is not the request's turn, or no longer.
         """
         name = request.session
         session = self._open.get(name)
@@ -92,12 +96,19 @@ class Sessions:
             return self._begin(peer, request, client)
         if client != session.client:
             raise NotAllowed(f"{request.op:.80}", "the key that began the session", f"that of {client!r}")
-        if request.sequence < session.sequence:
-            raise ProtocolError(f"seq: expected {session.sequence} or more, got {request.sequence}")
-        if request.connection > session.connection:
+        connection, op = request.connection, request.op
+        if connection != session.connection:
+            if connection < session.connection:
+                raise OutOfStep(op[:80], f"connection {session.connection} or a later one", f"connection {connection}")
+            if op not in _ANY_CONNECTION:
+                raise OutOfStep(op[:80], f"a hello first, on connection {connection}", "none")
             self._unname(session.peer, name)
             self._names[peer].add(name)
-            session.peer, session.connection = peer, request.connection
+            session.peer, session.connection = peer, connection
+        if request.sequence < session.sequence:
+            raise OutOfStep(op[:80], f"seq {session.sequence} or more", f"seq {request.sequence}")
+        if request.after > session.sequence:
+            raise OutOfStep(op[:80], f"seq {request.after} first", f"seq {session.sequence} as the last")
         return session
 
     def replayed(self, request: Request, client: str | None = None) -> Session:
@@ -109,18 +120,19 @@ class Sessions:
         """
         session = self._open.get(request.session)
         if session is None:
-            session = self._open[request.session] = Session(b"", 0, request.sequence - 1, client=client)
+            session = self._open[request.session] = self._begun(client=client)
         return session
 
     def state(self) -> dict[str, Any]:
         """Returns what the requests that changed something have made of the sessions, a plain value.
 
-        open: by name, the number and the reply of the last such request, what waits, and whose it is; ended: names. On
-        which connection a session speaks, and what it only asked, is not in it.
+        open: by name, which one it is, the number and the reply of the last such request, what waits, and whose it is;
+        ended: names; begun: how many. On which connection a session speaks, and what it only asked, is not in it.
         """
         return {
             "open": {
                 name: {
+                    "begun": session.begun,
                     "written": session.written,
                     "reply": None if session.reply is None else _packed(session.reply),
                     "waiting": {curriculum: dict(slots) for curriculum, slots in session.waiting.items()},
@@ -129,16 +141,19 @@ class Sessions:
                 for name, session in self._open.items()
             },
             "ended": list(self._ended),
+            "begun": self._num_begun,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to what `state` gave; nobody is connected."""
+        self._open.clear()
         for name, kept in state["open"].items():
-            session = self._open[name] = Session(b"", 0, kept["written"], kept["written"], kept["written"])
+            session = self._open[name] = Session(kept["begun"], sequence=kept["written"], written=kept["written"])
             session.reply = None if kept["reply"] is None else _unpacked(kept["reply"])
             session.waiting.update(kept["waiting"])
             session.client = kept.get("client")
         self._ended = dict.fromkeys(state["ended"])
+        self._num_begun = state["begun"]
 
     def end(self, name: str, *, said_goodbye: bool) -> None:
         """Drops an open session; one that said goodbye cannot be begun again."""
@@ -159,10 +174,13 @@ class Sessions:
             raise TooManySessions("in all", self.max_open)
         if len(self._names.get(peer, ())) >= MAX_SESSIONS_PER_CONNECTION:
             raise TooManySessions("on one connection", MAX_SESSIONS_PER_CONNECTION)
-        session = Session(peer, request.connection, request.sequence - 1, client=client)
-        self._open[request.session] = session
+        session = self._open[request.session] = self._begun(peer, request.connection, client)
         self._names[peer].add(request.session)
         return session
+
+    def _begun(self, peer: bytes = b"", connection: int = 0, client: str | None = None) -> Session:
+        self._num_begun += 1
+        return Session(self._num_begun, peer, connection, client=client)
 
     def _unname(self, peer: bytes, name: str) -> None:
         names = self._names[peer]
@@ -173,7 +191,7 @@ class Sessions:
 
 def _packed(reply: Reply) -> list[bytes]:
     """Returns the frames of a reply that can be repeated in any run of the server."""
-    return [bytes(frame) for frame in encode_reply(reply._replace(epoch=0, durable=0))]
+    return [bytes(frame) for frame in encode_reply(reply._replace(epoch=0, durable=0, position=0))]
 
 
 def _unpacked(frames: list[bytes]) -> Reply:

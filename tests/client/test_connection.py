@@ -237,9 +237,9 @@ def test_a_push_sent_twice_to_a_server_that_forgot_is_an_error_that_says_so(forg
                 one._connection.request("stats")
             connection = (client if op == "next" else trainer)._connection
 
-            def twice(*args, send=connection.send, connection=connection):
+            def twice(*args, send=connection.send):
                 pending = send(*args)
-                connection._transmit(pending)
+                pending.attempts += 1
                 return pending
 
             connection.send = twice
@@ -424,11 +424,11 @@ def test_parent_and_forked_child_have_different_sessions(server):
         client.next()
         if os.fork() == 0:
             client.next()
-            print(client._connection.session, client._connection._sequence, flush=True)
+            print(client._connection.session, client._connection._exchange._number, flush=True)
             os._exit(0)
         os.wait()
         client.next()
-        print(client._connection.session, client._connection._sequence)
+        print(client._connection.session, client._connection._exchange._number)
         """,
         server.address,
     )

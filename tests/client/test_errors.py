@@ -56,6 +56,18 @@ EXAMPLES = {
             "(plr-server keygen DIR --role ROLE --name NAME)"
         ),
     ),
+    "OutOfStep": (
+        ("push", "seq 3 first", "seq 1 as the last"),
+        "push: expected seq 3 first, got seq 1 as the last; it was not applied",
+    ),
+    "StateRolledBack": (
+        (900, 500),
+        (
+            "state: expected the 900 commands that were on the server's disk, got 500 of them: its state directory was "
+            "rolled back (a backup was put in its place, or the machine stopped under --fsync never). To go on from "
+            "that older state, close() this client, and use it again or make a new one"
+        ),
+    ),
     "TooManySessions": (
         ("in all", 16384),
         "sessions: expected at most 16384 in all, got one more; close clients that are done",

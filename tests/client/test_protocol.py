@@ -31,6 +31,7 @@ from plr_client.protocol import (
     encode_request,
     join_payloads,
     pack_payload,
+    readdressed,
     request_id,
     split_payloads,
     unpack_payload,
@@ -63,18 +64,27 @@ def through_the_wire(frames):
     return [bytes(frame) for frame in frames]
 
 
-@given(st.text(min_size=1, max_size=64), COUNT, COUNT, st.text(max_size=9), st.text(max_size=9), MAPS, NAMED_ARRAYS)
-def test_a_request_comes_back_as_it_was(session, connection, sequence, curriculum, op, args, arrays):
-    request = Request(session, connection, sequence, curriculum, op, args, arrays)
-    again = decode_request(through_the_wire(encode_request(request)))
-    assert again[:-1] == request[:-1]
-    assert identical(again.arrays, arrays)
+@given(
+    st.text(min_size=1, max_size=64), COUNT, COUNT, st.text(max_size=9), st.text(max_size=9), MAPS, NAMED_ARRAYS, COUNT
+)
+def test_a_request_comes_back_as_it_was(session, connection, sequence, curriculum, op, args, arrays, after):
+    request = Request(session, connection, sequence, curriculum, op, args, arrays, after)
+    frames = encode_request(request)
+    for expected, sent in (
+        (request, frames),
+        (request._replace(connection=7, after=9), readdressed(frames, 7, 9)),
+    ):
+        again = decode_request(through_the_wire(sent))
+        assert again._replace(arrays={}) == expected._replace(arrays={})
+        assert identical(again.arrays, arrays)
 
 
-@given(st.none() | INT64, COUNT, INT64, MAPS, NAMED_ARRAYS)
-def test_a_reply_comes_back_as_it_was(number, epoch, durable, result, arrays):
-    again = decode_reply(through_the_wire(encode_reply(Reply(number, epoch, durable, None, result, arrays))))
-    assert (again.id, again.epoch, again.durable, again.error) == (number, epoch, durable, None)
+@given(st.none() | INT64, COUNT, INT64, INT64, MAPS, NAMED_ARRAYS)
+def test_a_reply_comes_back_as_it_was(number, epoch, position, durable, result, arrays):
+    reply = Reply(number, epoch, durable, None, result, arrays, position=position)
+    again = decode_reply(through_the_wire(encode_reply(reply)))
+    assert again[:4] == (number, epoch, durable, None)
+    assert again.position == position
     assert again.result == result
     assert identical(again.arrays, arrays)
 
@@ -85,9 +95,10 @@ def test_payloads_of_a_reply_arrive_as_arrays():
 
 
 def test_an_error_reply_carries_the_error():
-    frames = encode_reply(Reply(3, 9, 2, LevelOutsideSpace("levels", "one of 3", "level 4")))
+    frames = encode_reply(Reply(3, 9, 2, LevelOutsideSpace("levels", "one of 3", "level 4"), position=4))
     again = decode_reply(through_the_wire(frames))
-    assert (again.id, again.epoch, again.durable, type(again.error)) == (3, 9, 2, LevelOutsideSpace)
+    assert (again.id, again.epoch, again.durable, again.position) == (3, 9, 2, 4)
+    assert type(again.error) is LevelOutsideSpace
     assert again.error.args == ("levels", "one of 3", "level 4")
 
 
@@ -121,7 +132,7 @@ def test_a_large_array_goes_as_one_raw_frame_without_a_copy_and_a_small_one_in_t
     packed, frame = encode_request(push(large=large, small=small))
     assert bytes(frame) == large.tobytes()
     assert np.shares_memory(np.frombuffer(frame), large)
-    assert msgpack.unpackb(packed)[7] == [
+    assert msgpack.unpackb(packed)[-1] == [
         ["large", "<f8", [4, MAX_INLINE_BYTES]],
         ["small", "<i8", [MAX_INLINE_BYTES // 8], small.tobytes()],
     ]
@@ -261,17 +272,26 @@ def test_the_id_of_a_malformed_request_is_read_where_it_can_be(frames, number):
 @pytest.mark.parametrize(
     "reply",
     [
-        [1, 0, 0, None, {}],
-        [1, 0, None, None, {}, []],
-        [1, "0", 0, None, {}, []],
-        [1.0, 0, 0, None, {}, []],
-        [1, 0, 0, None, [], []],
-        [1, 0, 0, "no", {}, []],
-        [1, 0, 0, [3, []], {}, []],
-        [1, 0, 0, ["config"], {}, []],
+        [1, 0, 0, 0, None, {}],
+        [1, 0, 0, None, None, {}, []],
+        [1, 0, None, 0, None, {}, []],
+        [1, "0", 0, 0, None, {}, []],
+        [1.0, 0, 0, 0, None, {}, []],
+        [1, 0, 0, 0, None, [], []],
+        [1, 0, 0, 0, "no", {}, []],
+        [1, 0, 0, 0, [3, []], {}, []],
+        [1, 0, 0, 0, ["config"], {}, []],
     ],
     ids=[
-        *("too short", "no durable", "text as the epoch", "a float as the id", "a list as the result", "error as text"),
+        *(
+            "too short",
+            "no durable",
+            "no position",
+            "text as the epoch",
+            "a float as the id",
+            "a list as the result",
+            "error as text",
+        ),
         *("error without code", "error without fields"),
     ],
 )

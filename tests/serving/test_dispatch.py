@@ -323,6 +323,7 @@ def test_a_request_sent_again_is_applied_once_and_gets_the_same_reply(op):
     frames = faults.request(op, WRITES[op])
     reply = made.answer(PEER, frames)
     after = made.curricula["default"].state()
+    assert ask(made, faults.hello(seq=3, connection=2), ANOTHER_PEER).result["applied"] == 2
     again = made.answer(ANOTHER_PEER, faults.request(op, WRITES[op], connection=2))
     assert [bytes(frame) for frame in again] == [bytes(frame) for frame in reply]
     assert faults.same(made.curricula["default"].state(), after)
@@ -341,8 +342,18 @@ def test_an_older_request_is_refused_and_not_applied():
         ask(made, faults.request("next", WRITES["next"], session="a", seq=seq))
     before = made.curricula["default"].state()
     error = ask(made, faults.request("next", WRITES["next"], session="a", seq=2)).error
-    assert str(error) == "seq: expected 3 or more, got 2"
+    assert str(error) == "next: expected seq 3 or more, got seq 2; it was not applied"
     assert faults.same(made.curricula["default"].state(), before)
+
+
+def test_a_request_is_not_applied_before_the_one_that_it_comes_after():
+    made = dispatcher()
+    before = made.curricula["default"].state()
+    error = ask(made, faults.request("next", WRITES["next"], seq=4, after=3)).error
+    assert str(error) == "next: expected seq 3 first, got seq 0 as the last; it was not applied"
+    assert faults.same(made.curricula["default"].state(), before)
+    for seq, after in ((3, 0), (4, 3), (9, 4)):
+        assert ask(made, faults.request("next", WRITES["next"], seq=seq, after=after)).error is None
 
 
 def test_the_same_number_in_another_session_is_another_request():
@@ -363,14 +374,11 @@ def test_reads_are_made_anew_and_writes_with_the_number_of_a_read_are_refused():
     assert made.curricula["default"].stats()["draws"] == 3
 
 
-def test_replies_carry_the_epoch_and_say_how_far_the_session_has_come():
+def test_replies_carry_the_epoch_and_a_state_in_memory_has_no_position():
     made = dispatcher()
-    replies = [ask(made, faults.request("stats", session="a", seq=seq)) for seq in (2, 3, 5)]
-    assert [(reply.id, reply.durable, reply.epoch) for reply in replies] == [
-        (2, 2, EPOCH),
-        (3, 3, EPOCH),
-        (5, 5, EPOCH),
-    ]
+    for seq, op in ((2, "stats"), (3, "next"), (5, "fly")):
+        reply = ask(made, faults.request(op, WRITES.get(op), session="a", seq=seq))
+        assert (reply.id, reply.epoch, reply.position, reply.durable) == (seq, EPOCH, 0, 0)
     assert ask(made, [b"garbage"]).epoch == EPOCH
 
 
@@ -400,17 +408,21 @@ def test_describe_tells_of_every_curriculum_whatever_the_name_asked_with():
         "train": configs["train"].to_dict() | {"levels": "3 ids"},
         "eval": configs["eval"].to_dict(),
     }
-    assert (ask(made, faults.request("describe")).result, reply.durable) == (reply.result, 2)  # may be sent again
+    assert ask(made, faults.request("describe")).result == reply.result  # may be sent again
 
 
 # ---- sessions
 
 
-def test_hello_tells_the_limit_of_a_frame_and_what_was_applied():
+def test_hello_tells_the_limit_of_a_frame_which_session_it_is_and_what_of_it_was_applied():
     made = dispatcher()
-    assert ask(made, faults.hello("new", seq=5)).result == {"max_frame_bytes": MAX_FRAME_BYTES, "applied": 4}
+    told = {"max_frame_bytes": MAX_FRAME_BYTES, "begun": 4, "applied": 0, "run": 0, "survived": 0}
+    assert ask(made, faults.hello("new", seq=5)).result == told
     ask(made, faults.request("next", WRITES["next"], session="new", seq=8))
-    assert ask(made, faults.hello("new", seq=9)).result["applied"] == 8
+    ask(made, faults.request("stats", session="new", seq=9))
+    assert ask(made, faults.hello("new", seq=10)).result == told | {"applied": 8}
+    made.forget("new")
+    assert ask(made, faults.hello("new", seq=11)).result == told | {"begun": 5}
 
 
 @pytest.mark.parametrize("op", [*WRITES, "stats", "goodbye", "fly"])
@@ -441,7 +453,9 @@ def test_a_session_begun_anew_takes_no_late_copy():
     ask(made, push)
     made.forget(faults.SESSION)  # it was gone for long
     assert ask(made, faults.hello(seq=3, connection=2)).error is None
-    assert str(ask(made, push).error) == "seq: expected 3 or more, got 2"
+    assert (
+        str(ask(made, push).error) == "push: expected connection 2 or a later one, got connection 1; it was not applied"
+    )
     assert made.curricula["default"].stats()["pushes"] == 1
 
 

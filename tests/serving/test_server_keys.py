@@ -380,7 +380,8 @@ def test_a_key_that_was_made_anew_goes_on_and_the_old_one_does_not(tmp_path):
 
         faults.eventually(refused, "the old key is withdrawn")
         with faults.Raw(server.address, new) as after:
-            assert after.ask(faults.request("next", session="mine", connection=2, args={"k": 1}, seq=3)).error is None
+            assert after.ask(faults.hello("mine", connection=2, seq=3)).error is None
+            assert after.ask(faults.request("next", session="mine", connection=2, args={"k": 1}, seq=4)).error is None
 
 
 @pytest.mark.parametrize("end", ["killed", "stopped"])

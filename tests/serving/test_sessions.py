@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from plr_client import ProtocolError, SessionExpired, TooManySessions
+from plr_client import OutOfStep, SessionExpired, TooManySessions
 from plr_client.protocol import Request
 from plr_server.serving.sessions import MAX_ENDED, MAX_SESSIONS_PER_CONNECTION, Sessions
 
 FIRST, SECOND, THIRD = b"\x01first", b"\x01second", b"\x01third"
 
 
-def request(op, sequence, *, connection=1, session="s"):
-    return Request(session, connection, sequence, "default", op)
+def request(op, sequence, *, connection=1, session="s", after=0):
+    return Request(session, connection, sequence, "default", op, after=after)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_hello_begins_a_session(sessions):
     assert list(sessions) == ["s"]
     assert (sessions["s"].peer, sessions["s"].sequence) == (FIRST, 1)
     assert sessions.of(FIRST) == ["s"]
-    assert sessions.admit(SECOND, request("hello", 7, session="later")).sequence == 6  # 7 is to be applied
+    assert (sessions["s"].begun, sessions.admit(SECOND, request("hello", 7, session="later")).begun) == (1, 2)
 
 
 @pytest.mark.parametrize("op", ["next", "push", "goodbye", "fly"])
@@ -37,19 +37,45 @@ def test_nothing_else_does(sessions, op):
     assert list(sessions) == ["s"]
 
 
-def test_a_later_connection_moves_the_session(sessions):
-    sessions.admit(SECOND, request("next", 2, connection=2))
+@pytest.mark.parametrize("op", ["hello", "goodbye"])
+def test_a_later_connection_moves_the_session(sessions, op):
+    sessions.admit(SECOND, request(op, 2, connection=2))
     assert sessions["s"].peer == SECOND
     assert (sessions.of(FIRST), sessions.of(SECOND)) == ([], ["s"])
 
 
+def test_only_where_it_says_hello_there(sessions):
+    with pytest.raises(OutOfStep, match="next: expected a hello first, on connection 2, got none"):
+        sessions.admit(SECOND, request("next", 2, connection=2))
+    assert (sessions["s"].peer, sessions.of(SECOND)) == (FIRST, [])
+
+
 def test_the_copy_of_a_dead_connection_does_not_move_it_back(sessions):
-    """A request sent again on a fresh connection: whichever copy comes first, the session ends on the fresh one."""
-    for order in ([(FIRST, 1), (SECOND, 2)], [(SECOND, 2), (FIRST, 1)]):
-        for peer, connection in order:
-            sessions.admit(peer, request("next", 2, connection=connection))
-        assert sessions["s"].peer == SECOND
-        assert sessions.of(FIRST) == []
+    """Nor is it applied: what the fresh connection sends again may have to come before it."""
+    sessions.admit(SECOND, request("hello", 3, connection=2))
+    for op in ("hello", "next", "goodbye"):
+        with pytest.raises(OutOfStep, match="expected connection 2 or a later one, got connection 1"):
+            sessions.admit(FIRST, request(op, 2))
+    sessions.admit(SECOND, request("next", 2, connection=2))
+    assert (sessions["s"].peer, sessions.of(FIRST)) == (SECOND, [])
+
+
+def test_a_session_of_the_run_before_has_to_say_hello(sessions):
+    sessions.admit(FIRST, request("next", 2)).sequence = 2
+    restored = Sessions()
+    restored.restore(sessions.state())
+    with pytest.raises(OutOfStep, match="hello first"):
+        restored.admit(FIRST, request("next", 3))
+    restored.admit(FIRST, request("hello", 4))
+    restored.admit(FIRST, request("next", 3))
+    assert restored.admit(FIRST, request("hello", 1, session="new")).begun == 2
+
+
+def test_a_request_waits_for_the_one_that_it_comes_after(sessions):
+    with pytest.raises(OutOfStep, match="next: expected seq 2 first, got seq 1 as the last"):
+        sessions.admit(FIRST, request("next", 3, after=2))
+    sessions.admit(FIRST, request("next", 2)).sequence = 2
+    sessions.admit(FIRST, request("next", 3, after=2))
 
 
 def test_another_peer_that_names_the_same_connection_does_not_move_it(sessions):
@@ -59,8 +85,8 @@ def test_another_peer_that_names_the_same_connection_does_not_move_it(sessions):
 
 def test_a_late_copy_of_an_earlier_request_is_refused_and_moves_nothing(sessions):
     sessions.admit(FIRST, request("next", 5)).sequence = 5
-    with pytest.raises(ProtocolError, match="seq: expected 5 or more, got 4"):
-        sessions.admit(THIRD, request("next", 4, connection=9))
+    with pytest.raises(OutOfStep, match="next: expected seq 5 or more, got seq 4"):
+        sessions.admit(THIRD, request("next", 4))
     assert sessions["s"].peer == FIRST
 
 
@@ -73,7 +99,8 @@ def test_a_session_that_said_goodbye_is_never_begun_again(sessions):
 
 def test_a_session_that_was_given_up_is(sessions):
     sessions.end("s", said_goodbye=False)
-    assert sessions.admit(SECOND, request("hello", 9, connection=4)).sequence == 8
+    session = sessions.admit(SECOND, request("hello", 9, connection=4))
+    assert (session.begun, session.connection, session.sequence) == (2, 4, 0)
 
 
 def test_those_that_said_goodbye_are_remembered_within_bounds(sessions):

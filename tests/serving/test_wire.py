@@ -274,4 +274,4 @@ def test_no_reply_to_a_quick_client_is_dropped(server):
     with LevelClient(server.address) as client:
         for _ in range(10_000):
             client.next()
-        assert client._connection._num_opened == 1  # nothing was sent again
+        assert client._connection._exchange.num_connections == 1  # nothing was sent again
