@@ -189,6 +189,8 @@ def decode_request(frames: Sequence[Any]) -> Request:
         raise ProtocolError(f"connection: expected 1 or more, got {connection}")
     if sequence < 1:
         raise ProtocolError(f"seq: expected 1 or more, got {sequence}")
+    if after < 0:
+        raise ProtocolError(f"after: expected 0 or more, got {after}")
     arrays = _decode_arrays(described, frames) if described or len(frames) > 1 else _NONE
     return Request(session, connection, sequence, curriculum, op, args, arrays, after)
 

@@ -341,6 +341,7 @@ BAD_FRAMES = {
     "a seq that is a float": ([header(seq=1.0)], "protocol", "seq: expected int, got 1.0"),
     "a seq that is text": ([header(seq="x" * 200)], "protocol", f"seq: expected int, got {'x' * 80!r}"),
     "a seq below 1": ([header(seq=-1)], "protocol", "seq: expected 1 or more, got -1"),
+    "an after below 0": ([header(after=-1)], "protocol", "after: expected 0 or more, got -1"),
     "an after that is a float": ([header(after=1.0)], "protocol", "after: expected int, got 1.0"),
     "args that are a list": ([header(args=[])], "protocol", "args: expected dict, got list"),
     "an unknown session": (

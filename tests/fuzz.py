@@ -178,13 +178,13 @@ class Malformed:
     def _make_odd(self, header):
         place = self._random.randrange(len(header))
         value = self._random.choice(ODD)
-        if place == 3 and type(value) is int:
-            value = -abs(value)
+        if place in (3, 4) and type(value) is int:  # no seq, and no after, that could be right
+            value = -1 - abs(value)
         header[place] = value
 
     def _odd_arrays(self, header, frames):
         choose = self._random.choice
-        described = header[7] or [["levels", "<i8", [20]]]
+        described = header[-1] or [["levels", "<i8", [20]]]
         about = choose(described)
         part = self._random.randrange(3)
         if part == 0:
@@ -193,7 +193,7 @@ class Malformed:
             about[1] = choose((*DTYPES, 8, None, []))
         else:
             about[2] = choose(SHAPES)
-        header[7] = described + choose(([], [[]], [about], [None], [["y", "|u1", [1], b"1"]] * 300))
+        header[-1] = described + choose(([], [[]], [about], [None], [["y", "|u1", [1], b"1"]] * 300))
         if choose((True, False)):
             frames = [*frames, *[b"\0" * choose((0, 1, 8, 5000))] * choose((1, 3, 20))]
         return header, frames

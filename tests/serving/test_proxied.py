@@ -9,7 +9,7 @@ import numpy as np
 import proxies
 import pytest
 
-from plr_client import LevelClient, Trainer, connection
+from plr_client import LevelClient, Trainer, exchange
 
 ALPHA = 0.5  # by which a score tells of all that were pushed, and in which order
 LEVELS_OF_EACH = 5
@@ -62,7 +62,7 @@ def use(proxy, num_each):
 @pytest.mark.parametrize("num_commands", [1_600, pytest.param(100_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["cutting", "shuffling"])
 def test_each_command_is_applied_once_and_in_order(tmp_path, monkeypatch, kind, num_commands):
-    monkeypatch.setattr(connection, "FIRST_ATTEMPT_S", 0.05)
+    monkeypatch.setattr(exchange, "FIRST_ATTEMPT_S", 0.05)
     options = ["--levels", f"0:{NUM_TRAINERS * LEVELS_OF_EACH}", "--strategy", "external", "--alpha", str(ALPHA)]
     num_each = num_commands // (NUM_TRAINERS + NUM_WORKERS)
     with faults.daemon("tcp://127.0.0.1:0", *options, "--state-dir", str(tmp_path / "state")) as server:
