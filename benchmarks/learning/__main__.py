@@ -1,10 +1,11 @@
 """The learning study, a command for each part of it: `python benchmarks/learning COMMAND`.
 
   work     does the registered runs that nobody has done or is doing, until none is left; start one for each core
-  tables   every table and figure, from the raw rows
+  tables   every table and figure, from the raw rows: docs/evidence.md, or evidence.md beside other rows
   equal    plays the fast MiniGrid beside the stock one, step by step: random actions, then those of trained agents
   lockstep compares, bit for bit, what is learnt with a curriculum in the process, a server, and a server that is killed
   lock     what each field of the configuration changes, on a task so small that a run takes a second
+  peer     compares level-replay's own sampler with ours: scores, weights, learning curves
   cost     what a server costs a training run, beside the same curriculum in the trainer's process
 
 With --quick the first two are about the direction alone: one task, three seeds, three arms. protocol.md says what the
@@ -23,11 +24,13 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for report.py
+sys.path.insert(0, str(Path(__file__).parents[1] / "contenders"))
 
 import cost
 import equal
 import lock
 import lockstep
+import peer
 from evidence import write_evidence
 from jobs import HERE, work
 from run import trained
@@ -36,6 +39,7 @@ from tasks import TASKS
 
 # How many updates an agent is trained that then plays in both envs; that of keys16 plays its kinds of env everywhere.
 EQUAL_UPDATES = {"keys16": 700, "multiroom": 250, "lava": 250}
+PAGE = HERE.parents[1] / "docs" / "evidence.md"
 EQUAL_SEED = 2_000_000  # levels from here on
 
 
@@ -49,6 +53,7 @@ def main() -> None:
     comparing = commands.add_parser("equal")
     comparing.add_argument("--steps", type=int, default=1_000_000, help="of all tasks together (default: %(default)s)")
     lock.add_arguments(commands.add_parser("lock"))
+    peer.add_arguments(commands.add_parser("peer"))
     lockstep.add_arguments(commands.add_parser("lockstep"))
     cost.add_arguments(commands.add_parser("cost"))
     options = parser.parse_args()
@@ -58,12 +63,14 @@ def main() -> None:
         sys.exit(0 if lockstep.compare(options) else 1)
     elif options.command == "lock":
         lock.measure(options)
+    elif options.command == "peer":
+        peer.compare(options)
     elif options.command == "cost":
         cost.measure(options)
     else:
         results = options.results or HERE / ("quick" if options.quick else "results")
         if options.command == "tables":
-            write_evidence(results)
+            write_evidence(results, PAGE if results == HERE / "results" else results / "evidence.md")
         else:
             begun_s = time.monotonic()
             for job in work(quick() if options.quick else registered(), results):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -315,20 +316,26 @@ def test_one_command_makes_tables_and_figures_from_the_rows(tmp_path):
             rows = list(run(job, InProcessWorld(job), NUM_UPDATES))
             for task in ("lava", *(task for task, plan in study.STUDY.items() if plan.role == "primary")):
                 jobs.write(tmp_path / f"{task}.{arm}.{seed}.csv", jobs.about(job) | {"task": task}, rows)
-    write_evidence(tmp_path)
-    text = (tmp_path / "tables.md").read_text()
-    assert text.startswith("16 runs, seeds 0 to 1, on commit ")
+    page = tmp_path / "evidence.md"
+    write_evidence(tmp_path, page)
+    text = page.read_text()
+    assert "0 of its 760 registered runs are done.**" in text
+    assert "\nHere are 16 runs, seeds 0 to 1, on commit " in text
     assert text.index("## The primary tasks together") < text.index("## keys16 (primary, 12 M steps)")
     assert "| learnability | 2 |" in text[text.index("## lava (control, 4 M steps)") :]
     final = [jobs.read(tmp_path / f"lava.uniform.{seed}.csv")[1][-5]["heldout_return"] for seed in range(2)]
     assert f"| uniform | 2 | {np.mean(final):.3f} [" in text
-    for name in ("curves.png", "drawn-lava.png"):
+    assert text.index("## What was aimed at") < text.index("## keys16")
+    assert "| intervals apart | on 2 of 3 | on " in text
+    figures = re.findall(r"\]\((evidence/.*\.png)\)", text)
+    assert len(figures) == 1 + 2 * 4  # of all tasks, and two of each
+    for name in figures:
         assert (tmp_path / name).stat().st_size > 5_000
 
 
 def test_no_results_no_tables(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected results \(\*\.csv\)"):
-        write_evidence(tmp_path)
+        write_evidence(tmp_path, tmp_path / "evidence.md")
 
 
 def test_steps_to_reach_are_between_two_evaluations():
