@@ -5,6 +5,7 @@
   equal    plays the fast MiniGrid beside the stock one, step by step: random actions, then those of trained agents
   lockstep compares, bit for bit, what is learnt with a curriculum in the process, a server, and a server that is killed
   lock     what each field of the configuration changes, on a task so small that a run takes a second
+  candidates  plays score rules that are not in the server: does one of them beat learnability?
   peer     compares level-replay's own sampler with ours: scores, weights, learning curves
   cost     what a server costs a training run, beside the same curriculum in the trainer's process
 
@@ -26,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for report.py
 sys.path.insert(0, str(Path(__file__).parents[1] / "contenders"))
 
+import candidates
 import cost
 import equal
 import lock
@@ -53,6 +55,7 @@ def main() -> None:
     comparing = commands.add_parser("equal")
     comparing.add_argument("--steps", type=int, default=1_000_000, help="of all tasks together (default: %(default)s)")
     lock.add_arguments(commands.add_parser("lock"))
+    candidates.add_arguments(commands.add_parser("candidates"))
     peer.add_arguments(commands.add_parser("peer"))
     lockstep.add_arguments(commands.add_parser("lockstep"))
     cost.add_arguments(commands.add_parser("cost"))
@@ -63,6 +66,8 @@ def main() -> None:
         sys.exit(0 if lockstep.compare(options) else 1)
     elif options.command == "lock":
         lock.measure(options)
+    elif options.command == "candidates":
+        candidates.measure(options)
     elif options.command == "peer":
         peer.compare(options)
     elif options.command == "cost":

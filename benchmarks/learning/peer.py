@@ -238,5 +238,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def compare(options: argparse.Namespace) -> None:
     """Makes the three comparisons, and prints them."""
     compare_scores(options)
-    compare_on_lock(options)
-    compare_on_task(options)
+    if options.seeds:
+        compare_on_lock(options)
+    if options.task_seeds:
+        compare_on_task(options)

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "contenders"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "learning"))
 
 import equal
 import jobs
 import mazes
 import study
+from candidates import CANDIDATES, CandidateWorld, area_on_lock
 from cost import InProcessWorld
 from evidence import Runs, steps_to_reach, write_evidence
 from fastgrid import FastMiniGrid
@@ -148,6 +150,16 @@ def test_courses_of_two_seeds_differ():
     assert courses[0].differs_from(courses[1]) == ["levels", "curve", "params", "scores", "weights"]
 
 
+def test_a_rule_of_the_trainers_plays_as_the_servers_strategy_does():
+    """What is tried as a rule outside of the server would be the same inside."""
+    name = "learnability as a rule"
+    areas = {each: area_on_lock(CANDIDATES[each], 8, 0.8, 1000) for each in ("learnability", name, "window 5")}
+    assert areas["learnability"] == areas[name] != areas["window 5"]
+    job = Job("unlock", "learnability", 3)
+    rows = [list(run(job, CandidateWorld(job, CANDIDATES[each]), 12)) for each in ("learnability", name)]
+    assert same(*([{**row, "wall_s": 0} for row in each] for each in rows))
+
+
 def test_another_seed_is_another_run():
     assert not same(rows_of(InProcessWorld), rows_of(InProcessWorld, Job("multiroom", "learnability", 4)))
 
@@ -191,7 +203,7 @@ for job in jobs.work([Job("lava", "uniform", seed) for seed in range(2)], Path({
 
 
 def worker(results, *, stops):
-    script = WORK.format(folders=sys.path[:2], results=str(results), stops=stops)
+    script = WORK.format(folders=sys.path[:3], results=str(results), stops=stops)
     environment = os.environ | {"PYTHONPATH": str(STUDY.parents[1])}
     command = [sys.executable, "-c", script]
     return subprocess.Popen(  # noqa: S603  our own command
