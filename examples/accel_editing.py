@@ -71,6 +71,19 @@ def random_maze(rng: np.random.Generator) -> Maze:
     return ["".join(row) for row in cells]
 
 
+def walls_of(maze: Maze) -> str:
+    """Returns the group of a maze on the live page: `plr-server view --group examples.accel_editing:walls_of`."""
+    walls = sum(row.count("#") for row in maze)
+    return f"{walls // 10 * 10} to {walls // 10 * 10 + 9} walls"
+
+
+def picture_of(maze: Maze) -> np.ndarray:
+    """Returns an RGB array: `plr-server view --render examples.accel_editing:picture_of`."""
+    colours = {"#": (58, 64, 78), ".": (240, 242, 246), "S": (79, 70, 229), "G": (21, 160, 90)}
+    cells = np.array([[colours[cell] for cell in row] for row in maze], dtype=np.uint8)
+    return cells.repeat(8, axis=0).repeat(8, axis=1)
+
+
 def edit(maze: Maze, rng: np.random.Generator) -> Maze:
     """Turns one to five cells from wall to floor or back."""
     cells = np.array([list(row) for row in maze])

@@ -7,6 +7,7 @@ the rest is a plain PPO agent, in numpy.
 
 import argparse
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -37,6 +38,28 @@ NUM_ENVS, NUM_STEPS, GAMMA, GAE_LAMBDA, CLIP = 8, 128, 0.99, 0.95, 0.2
 
 def make_env() -> gym.Env:
     return ImgObsWrapper(MultiRoomEnv(ROOMS[0], ROOMS[-1], maxRoomSize=5))
+
+
+@functools.cache
+def _env_to_look_at() -> gym.Env:
+    return MultiRoomEnv(ROOMS[0], ROOMS[-1], maxRoomSize=5, render_mode="rgb_array")
+
+
+def rooms_of(level: int) -> str:
+    """Returns the group of a level on the live page: `plr-server view --group examples.minigrid_demo:rooms_of`."""
+    env = _env_to_look_at()
+    env.reset(seed=level)
+    return f"{len(env.unwrapped.rooms)} rooms"
+
+
+def picture_of(level: int) -> np.ndarray:
+    """Returns an RGB array: `plr-server view --render examples.minigrid_demo:picture_of`."""
+    env = _env_to_look_at()
+    env.reset(seed=level)
+    frame, rooms = env.unwrapped.get_frame(highlight=False, tile_size=8), env.unwrapped.rooms
+    left, top = (8 * min(room.top[axis] for room in rooms) for axis in (0, 1))
+    right, bottom = (8 * max(room.top[axis] + room.size[axis] for room in rooms) for axis in (0, 1))
+    return frame[top:bottom, left:right]
 
 
 class Agent:

@@ -14,7 +14,7 @@ import webbrowser
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plr_client.errors import ConfigError, PlrError
 from plr_client.protocol import DEFAULT_CURRICULUM, MAX_FRAME_BYTES
@@ -30,6 +30,9 @@ from plr_server.serving.loop import serve
 from plr_server.serving.restart import configs_of, replay
 from plr_server.serving.roles import ROLES
 from plr_server.viewer.watch import table, watch
+
+if TYPE_CHECKING:
+    from plr_server.viewer.watched import Functions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -241,6 +244,18 @@ def _add_view(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     viewing.add_argument(
         "--history", type=Path, metavar="FILE", help="keep the past in a file, and go on from it where it is there"
     )
+    viewing.add_argument(
+        "--group",
+        metavar="MODULE:FUNCTION",
+        help="a function from a level, its id or its payload, to its group, such as its number of rooms: shows what "
+        "each group gets and returns",
+    )
+    viewing.add_argument(
+        "--render",
+        metavar="MODULE:FUNCTION",
+        help="a function from a level, its id or its payload, to an RGB array (height, width, 3): shows what levels "
+        "look like",
+    )
     viewing.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
 
 
@@ -410,11 +425,25 @@ def _view(options: argparse.Namespace) -> int:
             webbrowser.open(url)
 
     if "://" in options.source:
-        with Collector(options.source, options.history, keys=options.keys) as collector:
+        functions = _functions(options)
+        with Collector(options.source, options.history, keys=options.keys, functions=functions) as collector:
             serve_pages(collector, options.port, ready=ready, parent_pid=options.parent_pid)
     else:
         serve_pages(read_file(Path(options.source)), options.port, ready=ready)
     return 0
+
+
+def _functions(options: argparse.Namespace) -> Functions:
+    """Returns the user's functions that a viewer is to call."""
+    from plr_server.viewer.functions import OfLevel  # noqa: PLC0415
+    from plr_server.viewer.pictures import Pictures  # noqa: PLC0415
+    from plr_server.viewer.watched import Functions  # noqa: PLC0415
+
+    _find_modules_here()
+    return Functions(
+        group=None if options.group is None else OfLevel("group", options.group),
+        render=None if options.render is None else Pictures(OfLevel("render", options.render)),
+    )
 
 
 def _state_dir(options: argparse.Namespace) -> StateDir | None:

@@ -64,7 +64,8 @@ class Facts:
 
 def verdict(facts: Facts) -> list[Finding]:
     """Returns what all rules found, the most urgent first, notes last; at least one finding."""
-    rules = (starting, silence, constant_scores, clients_gone, better_than_chance, old_scores, lag, sharpness, unseen)
+    urgent = (starting, unwritten, silence, constant_scores, clients_gone, better_than_chance)
+    rules = (*urgent, old_scores, lag, sharpness, unseen)
     found = [finding for rule in rules if (finding := rule(facts)) is not None]
     return sorted(found, key=lambda finding: KINDS.index(finding.kind)) or [Finding("fine", "Nothing to remark.")]
 
@@ -76,6 +77,14 @@ def starting(facts: Facts) -> Finding | None:
     if not facts.counters["levels_seen"]:
         return Finding("note", "Levels are played, but none has a score yet: nothing has been pushed that ended one.")
     return None
+
+
+def unwritten(facts: Facts) -> Finding | None:
+    """The state directory cannot be written: what is learnt now is in memory alone."""
+    why = facts.counters.get("disk_error")
+    if not why:
+        return None
+    return Finding("trouble", f"The state cannot be written, pushes are refused until it can: {why}.")
 
 
 def silence(facts: Facts) -> Finding | None:

@@ -30,6 +30,7 @@ HOSTS = (HOST, "localhost", "[::1]")  # at any port: an ssh -L has its own
 KEEP_ALIVE_S = 15.0  # a stream says something at least so often, and so finds out that its page is gone
 PARENT_S = 1.0  # how often to look whether the parent is still there
 ROWS = 50
+LEVEL = r"-?\d{1,18}"  # an id
 STATIC = {
     "viewer.css": "text/css",
     "uPlot.min.css": "text/css",
@@ -38,7 +39,7 @@ STATIC = {
 }
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -156,6 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream(live, asked.get("curriculum"))
         elif live and url.path == "/levels":
             self._levels(live, asked)
+        elif live and url.path in ("/level", "/picture"):
+            self._level(live, url.path, asked)
         elif live and url.path == "/metrics":
             self._metrics(live)
         else:
@@ -178,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _levels(self, live: Collector, asked: Mapping[str, str]) -> None:
         sort, find = asked.get("sort", "weight"), asked.get("find", "")
-        if sort not in SORT_KEYS or not re.fullmatch(r"-?\d{0,18}", find):
+        if sort not in SORT_KEYS or not (find in ("", "-") or re.fullmatch(LEVEL, find)):
             self._refuse(HTTPStatus.BAD_REQUEST, f"sort: expected one of {', '.join(SORT_KEYS)}; find: an id")
             return
         descending = asked.get("descending") == "1"
@@ -190,6 +193,18 @@ class _Handler(BaseHTTPRequestHandler):
             find=int(find) if find.strip("-") else None,
         )
         self._send("application/json", json.dumps(rows).encode())
+
+    def _level(self, live: Collector, path: str, asked: Mapping[str, str]) -> None:
+        name, level = asked.get("curriculum", ""), asked.get("level", "")
+        if not re.fullmatch(LEVEL, level):
+            self._refuse(HTTPStatus.BAD_REQUEST, "level: expected an id")
+        elif path == "/level":
+            self._send("application/json", json.dumps(live.level(name, int(level))).encode())
+        elif (png := live.picture(name, int(level))) is not None:
+            self._head(HTTPStatus.OK, {"Content-Type": "image/png", "Content-Length": str(len(png))})
+            self.wfile.write(png)
+        else:
+            self._refuse(HTTPStatus.NOT_FOUND, "there is no picture of it")
 
     def _metrics(self, live: Collector) -> None:
         try:

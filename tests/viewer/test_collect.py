@@ -12,7 +12,7 @@ import pytest
 
 from plr_client import ConfigError, InvalidInput, LevelClient, Trainer
 from plr_server import Config, Curriculum, launch
-from plr_server.viewer import collect
+from plr_server.viewer import collect, watched
 from plr_server.viewer.collect import Collector, read_file
 
 CONFIG = Config(levels=range(50), temperature=0.5, staleness_coef=0.3)
@@ -50,9 +50,9 @@ def await_draws(collector, draws, name="default"):
 def hasty(monkeypatch):
     """A collector that does not wait long between its reads."""
     monkeypatch.setattr(collect, "TICK_S", 0.02)
-    monkeypatch.setattr(collect, "LOOK_S", 0.02)
-    monkeypatch.setattr(collect, "READ_PATIENCE", 1.0)
-    monkeypatch.setattr(collect, "WORK_PATIENCE", 1.0)
+    monkeypatch.setattr(watched, "LOOK_S", 0.02)
+    monkeypatch.setattr(watched, "READ_PATIENCE", 1.0)
+    monkeypatch.setattr(watched, "WORK_PATIENCE", 1.0)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -101,8 +101,8 @@ class Counting(Trainer):
     def counters(self):
         return self._noted("counters", super().counters())
 
-    def scores(self):
-        return self._noted("scores", super().scores())
+    def table(self, begin=0, stop=None):
+        return self._noted("table", super().table(begin, stop))
 
     def _noted(self, what, result):
         self.reads.append((what, time.monotonic()))
@@ -118,24 +118,24 @@ def reads(monkeypatch):
 
 @pytest.mark.usefixtures("hasty")
 def test_it_waits_a_hundred_times_as_long_as_the_last_read_of_scores_took(monkeypatch, reads):
-    monkeypatch.setattr(collect, "READ_PATIENCE", 100.0)
+    monkeypatch.setattr(watched, "READ_PATIENCE", 100.0)
 
-    def slow(trainer):
+    def slow(trainer, *rows):
         began_s = time.monotonic()
-        found = Trainer.scores(trainer)
+        found = Trainer.table(trainer, *rows)
         while time.monotonic() - began_s < 0.01:  # a server with much to say
             pass
-        return trainer._noted("scores", found)
+        return trainer._noted("table", found)
 
-    monkeypatch.setattr(Counting, "scores", slow)
+    monkeypatch.setattr(Counting, "table", slow)
     with launch(CONFIG) as server, Collector(server.address), LevelClient(server.address) as client:
 
         def read_twice():
             client.next()
-            return [what for what, _ in reads].count("scores") == 2
+            return [what for what, _ in reads].count("table") == 2
 
         faults.eventually(read_twice, "two reads of the scores")
-    first_s, second_s = (when for what, when in reads if what == "scores")
+    first_s, second_s = (when for what, when in reads if what == "table")
     assert second_s - first_s >= 1.0
     assert [what for what, _ in reads].count("counters") > 10
 
@@ -145,13 +145,13 @@ def test_while_nothing_happens_the_scores_are_not_read_again(reads):
     with launch(CONFIG) as server, Collector(server.address) as collector:
         play(server.address)
         await_draws(collector, 48)
-        before = [what for what, _ in reads].count("scores")
+        before = [what for what, _ in reads].count("table")
         at = len(reads)
         faults.eventually(lambda: len(reads) > at + 50, "fifty ticks")
-        assert [what for what, _ in reads].count("scores") == before
+        assert [what for what, _ in reads].count("table") == before
         with Trainer(server.address) as trainer:
             trainer.push_scores([7], [0.5])
-        faults.eventually(lambda: [what for what, _ in reads].count("scores") == before + 1, "another look")
+        faults.eventually(lambda: [what for what, _ in reads].count("table") == before + 1, "another look")
 
 
 @pytest.mark.usefixtures("hasty")
@@ -159,11 +159,11 @@ def test_pages_share_what_was_read(reads):
     with launch(CONFIG) as server, Collector(server.address) as collector:
         play(server.address)
         await_draws(collector, 48)
-        before = len([what for what, _ in reads if what == "scores"])
+        before = len([what for what, _ in reads if what == "table"])
         for _ in range(100):
             collector.document("default")
             collector.rows("default", "score", descending=True, limit=50, find=None)
-        assert len([what for what, _ in reads if what == "scores"]) == before
+        assert len([what for what, _ in reads if what == "table"]) == before
 
 
 @pytest.mark.usefixtures("hasty")

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import decimal
+import importlib
 import json
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import faults
 import numpy as np
 import pytest
 
 from plr_client import LevelClient, Trainer
-from plr_server import Config, Curriculum
+from plr_server import Config, Curriculum, launch
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: make test-browser")
 CHROMIUM = shutil.which("chromium")
@@ -29,6 +31,7 @@ FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--no-first-run"),
 ]
+ROOT = Path(__file__).parents[2]
 CONFIG = Config(levels=range(200), temperature=0.3)
 ALL_BYTES = 150_000
 READABLE = 4.5  # contrast of text, as WCAG AA asks for
@@ -242,6 +245,170 @@ def test_the_heat_maps_are_dark_where_the_levels_and_their_scores_are(tmp_path, 
                 cell = min(int(score / 1.5 * 32), 31)
                 assert shade("scores", (cell + 0.5) / 32) == pytest.approx(255 * (num / 64) ** (1 / 3), abs=1)
             assert shade("scores", 12.4 / 32) is None
+
+
+# ---- groups, pictures and single levels
+
+EXAMPLES = "examples.accel_editing"
+NOTHING = "\N{EN DASH}"  # what the page says where there is nothing to say
+SOME_PICTURE = "() => [...document.querySelectorAll('#rows img')].some((image) => image.naturalWidth)"
+
+
+@pytest.fixture(scope="module")
+def mazes(tmp_path_factory):
+    """A server of ACCEL mazes that were played, the curriculum that did the same here, and its page's URL."""
+    sys.path.insert(0, str(ROOT))
+    accel = importlib.import_module(EXAMPLES)
+    config = Config(levels="payloads", capacity=64, strategy="value_l1", temperature=1.0, replay_prob=0.5)
+    bind = f"ipc://{tmp_path_factory.mktemp('mazes')}/plr.sock"
+    curriculum, rng = Curriculum(config), np.random.default_rng(2)
+    with launch(config, bind) as server, Trainer(server.address) as trainer:
+        both = (trainer, curriculum)
+        made = [accel.random_maze(rng) for _ in range(20)]
+        for each in both:
+            ids = each.insert(made)
+        for _ in range(6):
+            levels, shape = rng.choice(ids, 8), (1, 8)
+            block = {
+                "values": rng.random(shape),
+                "rewards": rng.integers(0, 5, shape) / 4,
+                "dones": np.ones(shape, bool),
+                "levels": levels[np.newaxis],
+                "next_values": np.zeros(8),
+            }
+            for each in both:
+                (trainer.push if each is trainer else each.update)(**block)
+        parent = int(ids[int(curriculum.scores()[1].argmax())])
+        maze, lineage = made[ids.tolist().index(parent)], [parent]
+        for score in (1.5, 2.5):
+            maze = accel.edit(maze, rng)
+            for each in both:
+                (child,) = each.insert([maze], scores=[score], parents=[lineage[-1]])
+            lineage.append(int(child))
+        words = ("--group", f"{EXAMPLES}:walls_of", "--render", f"{EXAMPLES}:picture_of")
+        with viewing(server.address, *words) as (url, _):
+            yield curriculum, url, lineage, maze, accel
+
+
+def await_level(page, level):
+    page.page.wait_for_selector(f"tr[data-level='{level}']")
+
+
+def test_plays_and_returns_are_those_of_the_curriculum(mazes, visit):
+    curriculum, url, lineage, _, _ = mazes
+    page = visit(url)
+    await_level(page, lineage[-1])
+    rows = curriculum.table()
+    expected = {
+        str(level): (shown(plays), NOTHING if np.isnan(returned) else shown(returned))
+        for level, plays, returned in zip(
+            rows.ids.tolist(), rows.plays.tolist(), rows.last_returns.tolist(), strict=True
+        )
+    }
+    assert {row[0]: (row[7], row[8]) for row in table(page)} == expected
+    assert page.tile("mean_return")[0] == shown(float(f"{np.nanmean(rows.last_returns):.6g}"))
+    page.page.locator("[data-sort=plays]").click()
+    page.page.wait_for_selector("th[aria-sort=descending] [data-sort=plays]")
+    assert [row[7] for row in table(page)] == [shown(plays) for plays in sorted(rows.plays.tolist(), reverse=True)]
+
+
+def test_mass_and_returns_by_group_are_the_sums_of_the_curriculum(mazes, visit):
+    curriculum, url, lineage, _, accel = mazes
+    page = visit(url)
+    await_level(page, lineage[-1])
+    rows, weights = curriculum.table(), curriculum.weights()
+    group_of = {level.level: accel.walls_of(level.payload) for level in curriculum.levels(rows.ids)}
+    labels = sorted(set(group_of.values()), key=lambda label: int(label.split()[0]))
+    mass = dict.fromkeys(labels, 0.0)
+    for level, weight in zip(rows.ids.tolist(), weights.tolist(), strict=True):
+        mass[group_of[level]] += weight
+    page.page.wait_for_function("() => !document.querySelector('#chart-group-mass').hidden")
+    told = page.page.evaluate(
+        "() => { const now = shown.curricula[selected], mass = groupMass(now.summary.group_mass, now.groups.length);"
+        "return groupsOf(now).map(({ label, at }) => [label, mass[at], now.summary.group_levels[at]]); }"
+    )
+    assert [label for label, _, _ in told] == labels
+    for label, share, num in told:
+        assert share == pytest.approx(mass[label], abs=0.02)
+        assert num == list(group_of.values()).count(label)
+    most = max(mass, key=mass.get)
+    assert page.caption("group-mass").startswith(f"Most often {most}: ")
+    assert page.page.locator("#chart-group-return canvas").count() == 1
+    toggle = page.page.locator("#chart-mass .button")
+    toggle.focus()
+    page.page.keyboard.press("Enter")
+    assert toggle.get_attribute("aria-pressed") == "true"
+    assert page.page.evaluate("charts.find((chart) => chart.spec.id === 'mass').heat.labels") == labels
+
+
+def test_a_level_in_full_with_its_picture_and_its_ancestors(mazes, visit):
+    curriculum, url, lineage, maze, _ = mazes
+    page = visit(url)
+    child = lineage[-1]
+    await_level(page, child)
+    button = page.page.locator(f"tr[data-level='{child}'] button")
+    button.focus()
+    page.page.keyboard.press("Enter")
+    page.page.wait_for_selector("#level:not([hidden])")
+    assert page.page.locator("#level-name").inner_text() == f"Level {child}"
+    assert page.page.evaluate("document.activeElement.id") == "level-name"
+    rank = page.page.locator("#level-facts").inner_text()
+    weight = curriculum.weights()[curriculum.scores()[0].tolist().index(child)]
+    assert "rank 1 · score 2.5" in rank
+    assert f"P_replay {shown(100 * weight)} %" in rank
+    assert repr(maze)[:100] in page.page.locator("#level-payload").inner_text()
+    ancestors = page.page.locator("#level-ancestors li button")
+    assert [text.strip() for text in ancestors.all_inner_texts()] == [str(level) for level in lineage[-2::-1]]
+    assert page.page.locator("#level-past canvas").count() == 1
+    page.page.wait_for_function(
+        "() => [...document.querySelectorAll('#level img')].length === 3"
+        " && [...document.querySelectorAll('#level img')].every((image) => image.naturalWidth === 72)"
+    )
+    pixel = page.page.evaluate(
+        "() => { const canvas = document.createElement('canvas'), image = document.querySelector('#level-picture img');"
+        "const draw = canvas.getContext('2d'); canvas.width = canvas.height = 72; draw.drawImage(image, 0, 0);"
+        "return [...draw.getImageData(4, 4, 1, 1).data].slice(0, 3); }"
+    )
+    assert pixel == {"#": [58, 64, 78], ".": [240, 242, 246], "S": [79, 70, 229], "G": [21, 160, 90]}[maze[0][0]]
+    ancestors.first.click()
+    page.page.wait_for_function("id => document.querySelector('#level').dataset.level === String(id)", arg=lineage[-2])
+    page.page.locator("#level-close").click()
+    page.page.wait_for_selector("#level[hidden]", state="attached")
+    assert page.page.evaluate("document.activeElement.closest('tr').dataset.level") == str(lineage[-2])
+
+
+def test_the_saved_file_keeps_pictures_and_pasts(mazes, visit, tmp_path, browser):
+    _, url, lineage, _, _ = mazes
+    page = visit(url)
+    await_level(page, lineage[-1])
+    page.page.wait_for_function(SOME_PICTURE)
+    with page.page.expect_download() as download:
+        page.page.locator("#save").click()
+    file = tmp_path / "curriculum.html"
+    download.value.save_as(file)
+    saved = Watched(browser, file.as_uri())
+    saved.page.wait_for_function(SOME_PICTURE)
+    saved.page.locator(f"tr[data-level='{lineage[-1]}'] button").click()
+    saved.page.wait_for_selector("#level:not([hidden])")
+    assert saved.page.locator("#level-past canvas").count() == 1
+    assert not saved.page.locator("#chart-group-mass").is_hidden()
+    assert saved.asked[0] == file.as_uri()
+    assert all(url.startswith("data:") for url in saved.asked[1:])
+    assert saved.complaints == []
+    saved.context.close()
+
+
+def test_what_the_server_is_asked_for(run, visit):
+    address, _, url = run
+    page = visit(url)
+    page.page.wait_for_selector("#requests tr[data-op=push_scores]")
+    with Trainer(address) as trainer:
+        asked = trainer.timings()
+    told = page.page.locator("#requests tr").evaluate_all(
+        "rows => rows.map((row) => [row.dataset.op, row.cells[4].innerText])"
+    )
+    assert {op: int(errors) for op, errors in told}.items() <= {op: of["errors"] for op, of in asked.items()}.items()
+    assert re.search(r"[\d.]+ requests a second, 0 refused", page.page.locator("#server-note").inner_text())
 
 
 # ---- that it lives

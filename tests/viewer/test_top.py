@@ -16,6 +16,7 @@ from plr_client import LevelClient, MissingDependency, Trainer
 from plr_server import Config, Curriculum, launch
 from plr_server.__main__ import main
 from plr_server.viewer import collect, top
+from plr_server.viewer import watched as one_curriculum
 from plr_server.viewer.collect import Collector
 
 TRAIN = Config(levels=range(40), temperature=0.5, staleness_coef=0.3)
@@ -47,7 +48,7 @@ def hasty(monkeypatch):
     """Waits shortly between two readings and between two looks at what was read."""
     monkeypatch.setattr(top, "REFRESH_S", 0.05)
     monkeypatch.setattr(collect, "TICK_S", 0.05)
-    monkeypatch.setattr(collect, "LOOK_S", 0.05)
+    monkeypatch.setattr(one_curriculum, "LOOK_S", 0.05)
     monkeypatch.setattr(collect, "TIMEOUT_S", 1.0)
 
 

@@ -73,7 +73,7 @@ def test_a_page_with_a_full_history_takes_at_most_150_kb(live):
         samples, rng = History(), np.random.default_rng(0)
         for t in range(CAPACITY):
             trainer.push_scores(range(1000), rng.normal(size=1000))
-            _, summary = look(Config(levels=range(1000)), 0, trainer.scores())
+            _, summary = look(Config(levels=range(1000)), 0, trainer.table())
             samples.add(
                 {"t": 1.7e9 + t, "draws": 10**6 + t, "replays": 10**6, "pushes": t, "levels_seen": 1000, **summary}
             )
@@ -90,7 +90,9 @@ def test_a_page_may_ask_nobody_else_for_anything(live, path):
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8787", "", "127.0.0.1.evil.example", "localhost:1:2"])
-@pytest.mark.parametrize("path", ["/", "/events", "/levels", "/save", "/static/viewer.js"])
+@pytest.mark.parametrize(
+    "path", ["/", "/events", "/levels", "/level?level=1", "/picture?level=1", "/save", "/static/viewer.js"]
+)
 def test_another_host_is_refused(live, host, path):
     reply, body = ask(live, path, Host=host)
     assert (reply.status, body) == (403, b"Host: expected one of 127.0.0.1, localhost, [::1]")
@@ -164,7 +166,24 @@ def test_rows_of_the_level_table(live):
 @pytest.mark.parametrize("query", ["sort=colour", "find=abc", "find=1e3", "find=99999999999999999999"])
 def test_a_question_that_makes_no_sense_is_refused(live, query):
     reply, body = ask(live, f"/levels?curriculum=default&{query}")
-    assert (reply.status, body) == (400, b"sort: expected one of weight, score, staleness, id; find: an id")
+    assert (reply.status, body) == (
+        400,
+        b"sort: expected one of weight, score, staleness, id, plays, last_return; find: an id",
+    )
+
+
+def test_one_level_and_its_picture(live):
+    known = json.loads(ask(live, "/level?curriculum=default&level=7")[1])
+    assert (known["row"]["id"], known["row"]["score"], known["row"]["plays"]) == (7, 0.14, 1)
+    assert (known["group"], known["payload"], known["ancestors"]) == (None, None, [])
+    assert ask(live, "/picture?curriculum=default&level=7")[0].status == 404  # nobody said how to draw one
+
+
+@pytest.mark.parametrize("path", ["/level", "/picture"])
+@pytest.mark.parametrize("level", ["", "-", "a", "1e3", "../7", "9" * 19])
+def test_a_level_that_is_no_id_is_refused(live, path, level):
+    reply, body = ask(live, f"{path}?curriculum=default&level={level}")
+    assert (reply.status, body) == (400, b"level: expected an id")
 
 
 def test_one_file_to_keep(live):

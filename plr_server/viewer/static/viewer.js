@@ -29,6 +29,18 @@ function percent(share) {
   return `${short.format(100 * share)} %`;
 }
 
+function size(bytes) {
+  return bytes < 1e6 ? `${number(bytes / 1e3)} kB` : `${number(bytes / 1e6)} MB`;
+}
+
+function duration(seconds) {
+  if (seconds === null) return "–";
+  if (seconds < 1e-3) return `${Math.round(seconds * 1e6)} µs`;
+  if (seconds < 1) return `${Math.round(seconds * 1e3)} ms`;
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  return seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}
+
 const two = (n) => String(n).padStart(2, "0");
 
 function clock(seconds, step = 60) {
@@ -62,6 +74,21 @@ let ramp = makeRamp();
 
 // ---- charts
 
+const natural = new Intl.Collator("en", { numeric: true });
+
+/** Returns the groups as people count them: label, place among those of the history, and colour, from first to last. */
+function groupsOf({ groups }) {
+  const order = groups.map((label, at) => ({ label, at })).sort((a, b) => natural.compare(a.label, b.label));
+  return order.map((group, i) => ({ ...group, colour: `hsl(${250 - (230 * i) / Math.max(order.length - 1, 1)} 62% 58%)` }));
+}
+
+/** Returns the share of the replays of each group, of those whose groups are known; null where none is. */
+function groupMass(packed, num) {
+  const shares = [...bytes(packed)].map((byte) => (byte / 255) ** 3);
+  const total = shares.reduce((sum, share) => sum + share, 0);
+  return total ? Array.from({ length: num }, (_, at) => (shares[at] ?? 0) / total) : null;
+}
+
 /** Returns (what happened between two samples) for a counter; null where the server began anew. */
 function steps(values) {
   return values.map((value, i) => (i && value >= values[i - 1] ? value - values[i - 1] : null));
@@ -91,6 +118,7 @@ const CHARTS = [
   },
   {
     id: "gain",
+    free: true,
     title: "Does it choose better than chance?",
     answer: (now) => `What is replayed scores ${number(now.summary.drawn_score)} on average, ` +
       `a uniform draw ${number(now.summary.table_score)}.`,
@@ -126,6 +154,53 @@ const CHARTS = [
       high: now.counters.levels,
       columns: h.mass_shares.map((packed) => ({ cells: bytes(packed), from: 0, to: now.counters.levels })),
     }),
+    byGroup: (h, now) => {
+      const order = groupsOf(now);
+      return {
+        low: 0,
+        high: order.length,
+        labels: order.map(({ label }) => label),
+        columns: (h.group_mass ?? []).map((packed) => {
+          const cells = bytes(packed);
+          return { cells: cells.length ? order.map(({ at }) => cells[at] ?? 0) : [], from: 0, to: order.length };
+        }),
+      };
+    },
+  },
+  {
+    id: "group-mass",
+    title: "Which groups does it play?",
+    when: (now) => now.groups?.length > 0,
+    answer: (now) => {
+      const mass = groupMass(now.summary.group_mass, now.groups.length);
+      const most = groupsOf(now).reduce((a, b) => (mass[b.at] > mass[a.at] ? b : a));
+      return `Most often ${most.label}: ${percent(mass[most.at])} of the replays, ` +
+        `with ${number(now.summary.group_levels?.[most.at])} of the seen levels.`;
+    },
+    share: "left",
+    seriesOf: (now) => groupsOf(now).map(({ label, colour: of }, i, all) => line(label, of, {
+      scale: "share", width: 0.5, stroke: of, ...(i ? {} : { fill: of }),
+      value: (plot, v, s, at) => (v == null ? "–" : percent(v - (s > 1 ? plot.data[s - 1][at ?? plot.data[0].length - 1] : 0))),
+    })),
+    bandsOf: (series) => series.slice(1).map(({ stroke }, i) => ({ series: [i + 2, i + 1], fill: stroke })),
+    data: (h, now) => {
+      const samples = h.t.map((_, i) => groupMass(h.group_mass?.[i], now.groups.length));
+      const sums = h.t.map(() => 0);
+      return groupsOf(now).map(({ at }) => samples.map((mass, i) => (mass ? (sums[i] += mass[at]) : null)));
+    },
+  },
+  {
+    id: "group-return",
+    title: "What does it earn there?",
+    when: (now) => now.summary.group_returns?.some((value) => value !== null),
+    answer: (now) => {
+      const told = groupsOf(now).filter(({ at }) => now.summary.group_returns[at] !== null);
+      return `The last episode of a level returned, on average, ${told.slice(0, 3).map(({ label, at }) =>
+        `${number(now.summary.group_returns[at])} in ${label}`).join(", ")}${told.length > 3 ? " …" : "."}`;
+    },
+    seriesOf: (now) => groupsOf(now).map(({ label, colour: of }) => line(label, of, { stroke: of })),
+    free: true,
+    data: (h, now) => groupsOf(now).map(({ at }) => h.t.map((_, i) => h.group_returns?.[i]?.[at] ?? null)),
   },
   {
     id: "replays",
@@ -162,14 +237,16 @@ const CHARTS = [
 
 /** A figure with a uPlot in it; `update` gives it a curriculum. */
 class Chart {
-  constructor(spec) {
+  constructor(spec, parent = $("charts")) {
     this.spec = spec;
     this.caption = make("p", { id: `answer-${spec.id}` });
     this.place = make("div", { class: "plot", role: "img", "aria-labelledby": `answer-${spec.id}` });
     this.figure = make("figure", { id: `chart-${spec.id}`, ...(spec.small ? { class: "small" } : {}) },
       make("figcaption", {}, make("h2", {}, spec.title), this.caption), this.place);
     if (spec.scale) this.figure.append(make("p", { class: "scale" }, "none", make("i"), `all ${spec.scale}`));
-    $("charts").append(this.figure);
+    this.figure.hidden = Boolean(spec.when);
+    if (spec.byGroup) this.addToggle();
+    parent.append(this.figure);
     new ResizeObserver(() => this.plot?.setSize(this.size())).observe(this.place);
   }
 
@@ -177,11 +254,32 @@ class Chart {
     return { width: Math.max(this.place.clientWidth, 200), height: this.spec.small ? 170 : 220 };
   }
 
+  /** A button that has the heat map show groups in place of levels. */
+  addToggle() {
+    this.toggle = make("button", { type: "button", class: "button", "aria-pressed": "false", hidden: "" }, "by group");
+    this.toggle.addEventListener("click", () => {
+      this.isByGroup = !this.isByGroup;
+      this.toggle.setAttribute("aria-pressed", this.isByGroup);
+      this.update(shown.curricula[selected]);
+    });
+    this.figure.querySelector(".scale").append(this.toggle);
+  }
+
   update(now) {
     const columns = now.history?.columns;
     if (!columns?.t?.length || !now.counters) return;
+    this.figure.hidden = this.spec.when ? !this.spec.when(now) : false;
+    if (this.figure.hidden) return;
+    if (this.toggle) this.toggle.hidden = !now.groups?.length;
     this.caption.textContent = this.spec.answer(now);
-    this.heat = this.spec.heat?.(columns, now);
+    this.heat = this.isByGroup && now.groups?.length ? this.spec.byGroup(columns, now) : this.spec.heat?.(columns, now);
+    this.series = this.spec.seriesOf?.(now) ?? this.spec.series;
+    const parts = JSON.stringify([this.heat?.labels, this.series?.map(({ label }) => label)]);
+    if (parts !== this.parts) { // a group was met: other lines, or other rows
+      this.plot?.destroy();
+      this.plot = null;
+      this.parts = parts;
+    }
     const data = [columns.t, ...(this.heat ? [columns.t.map(() => null)] : this.spec.data(columns, now))];
     if (this.plot) this.plot.setData(data);
     else this.plot = new uPlot(this.options(), data, this.place);
@@ -200,7 +298,11 @@ class Chart {
     const values = { ...axis, size: 54, values: (_, splits) => splits.map(number) };
     const shares = { ...axis, scale: "share", size: 50, values: (_, splits) => splits.map((x) => `${Math.round(100 * x)} %`) };
     const axes = [{ ...axis, size: 30, space: 70, values: (_, splits, _axis, _space, step) => splits.map((t) => clock(t, step)) }];
-    if (spec.share !== "left") axes.push(values);
+    const { labels } = this.heat ?? {};
+    if (labels) {
+      const size = Math.min(120, 16 + 7 * Math.max(...labels.map((label) => label.length)));
+      axes.push({ ...values, size, splits: () => labels.map((_, i) => i + 0.5), values: () => labels });
+    } else if (spec.share !== "left") axes.push(values);
     if (spec.share) axes.push(spec.share === "left" ? shares : { ...shares, side: 1, grid: { show: false } });
     if (spec.id === "throughput") axes.push({ ...values, scale: "second", side: 1, grid: { show: false } });
     const wide = (low, high) => (low < high ? [low, high] : [low - 0.5, high + 0.5]);
@@ -212,12 +314,12 @@ class Chart {
       scales: {
         x: { range: (_, low, high) => wide(low, high) },
         y: spec.heat ? { range: () => wide(this.heat.low, this.heat.high) }
-          : spec.id === "gain" ? {} : { range: (_, low, high) => [0, Math.max(high * 1.05, 1e-9)] },
+          : spec.free ? {} : { range: (_, low, high) => [0, Math.max(high * 1.05, 1e-9)] },
         share: { range: [0, 1.02] },
         second: { range: (_, low, high) => [0, Math.max(high * 1.05, 1e-9)] },
       },
-      series: [{ label: "at", value: (_, t) => (t == null ? "–" : clock(t, 1)) }, ...(spec.series ?? [{ show: true }])],
-      bands: spec.bands,
+      series: [{ label: "at", value: (_, t) => (t == null ? "–" : clock(t, 1)) }, ...(this.series ?? [{ show: true }])],
+      bands: spec.bandsOf?.(this.series) ?? spec.bands,
       axes,
       hooks: {
         drawClear: [(plot) => this.heat && this.drawHeat(plot)],
@@ -335,12 +437,20 @@ function tiles({ counters: c, rates: r, summary: s }) {
     ["drawn_score", "Replayed score", number(s.drawn_score), `uniform ${number(s.table_score)}`],
     ["replay_share", "Replay share", percent(c.draws ? c.replays / c.draws : null), `of ${number(c.draws)} draws`],
     ["staleness", "Staleness", number(s.staleness_q50), `90 % below ${number(s.staleness_q90)}`],
+    ["score_age", "Score age", number(s.score_age), "draws, when replayed"],
+    ...(s.mean_return == null ? [] : [["mean_return", "Last return", number(s.mean_return), "mean of the levels"]]),
     ["draws_per_s", "Draws/s", number(r.draws), `${number(r.episodes)} episodes/s`],
     ["pushes_per_s", "Pushes/s", number(r.pushes), `${number(r.steps)} steps/s`],
     ["sessions", "Clients", number(c.sessions), `${number(c.in_flight)} levels in flight`],
+    ["most_in_flight", "On one level", number(c.most_in_flight), `at most; ${number(c.levels_in_flight)} are played`],
     ...(c.prefetched || c.prefetch_lag_pushes
       ? [["prefetched", "Asked ahead", number(c.prefetched), `${number(c.prefetch_lag_pushes)} pushes old`]] : []),
-    ...(c.entered ? [["entered", "Entered the table", number(c.entered), `${number(c.rejected)} turned away`]] : []),
+    ...(c.entered ? [["entered", "Entered the table", number(c.entered),
+      `${number(c.evicted)} left, ${number(c.rejected)} turned away`]] : []),
+    ...(c.commands === undefined ? [] : [
+      ["durable", "Not yet durable", number(c.commands - c.durable_commands), `of ${number(c.commands)} commands`],
+      ["journal", "Journal", size(c.journal_bytes), `snapshot ${duration(c.snapshot_age_s)} ago`],
+    ]),
   ];
 }
 
@@ -354,14 +464,41 @@ function showTiles() {
 // ---- the level table
 
 const COLUMNS = [
-  ["id", "Level", (row) => row.id],
+  ["id", "Level", name],
   [null, "Rank", (row) => number(row.rank)],
   ["score", "Score", (row) => number(row.score)],
   ["weight", "P_replay", chance],
   [null, "by score", (row) => percent(row.by_score)],
   [null, "by staleness", (row) => percent(row.by_staleness)],
   ["staleness", "Staleness", (row) => number(row.staleness)],
+  ["plays", "Plays", (row) => number(row.plays)],
+  ["last_return", "Last return", (row) => number(row.last_return)],
 ];
+
+const pictures = new Map(); // of levels that were shown, the longest ago first
+
+/** Returns the picture of a level, as an element that is made once; it goes where there is none. */
+function picture(level, saved) {
+  const key = `${selected}/${level}`;
+  let image = pictures.get(key);
+  if (!image || image.isConnected) { // an element has one place
+    const asked = new URLSearchParams({ curriculum: selected, level });
+    image = make("img", { src: saved ? `data:image/png;base64,${saved}` : `picture?${asked}`, alt: "", height: 44 });
+    image.addEventListener("error", () => image.remove());
+  }
+  pictures.delete(key);
+  pictures.set(key, image);
+  if (pictures.size > 256) pictures.delete(pictures.keys().next().value);
+  return image;
+}
+
+/** A level's id, with its picture, as a button that shows more of it. */
+function name(row) {
+  const button = make("button", { type: "button", "aria-expanded": "false" }, row.id);
+  if (isLive ? shown.curricula[selected].has_pictures : row.picture) button.prepend(picture(row.id, row.picture));
+  button.addEventListener("click", () => showLevel(row.id));
+  return button;
+}
 
 /** The chance of a level in one replay, as a bar cut in its two parts; the most likely level fills it. */
 function chance(row, most) {
@@ -407,7 +544,8 @@ async function levels() {
   const { total = 0, rows = [] } = shown.curricula[selected]?.levels ?? {};
   const sign = order.descending ? -1 : 1;
   const found = rows.filter((row) => find === "" || String(row.id) === find);
-  return { total, rows: found.sort((a, b) => sign * (a[order.sort] - b[order.sort])) };
+  const value = (row) => row[order.sort] ?? -sign * Infinity; // what is not known comes last
+  return { total, rows: found.sort((a, b) => sign * (value(a) - value(b)) || 0) };
 }
 
 async function showLevels() {
@@ -423,14 +561,109 @@ async function showLevels() {
     if (COLUMNS[i][0] === order.sort) cell.setAttribute("aria-sort", order.descending ? "descending" : "ascending");
     else cell.removeAttribute("aria-sort");
   });
+  const focused = document.activeElement?.closest("#rows tr")?.dataset.level;
   const most = Math.max(...found.rows.map((row) => row.weight), Number.MIN_VALUE);
   $("rows").replaceChildren(...found.rows.map((row) =>
     make("tr", { "data-level": row.id }, ...COLUMNS.map(([key, , cell]) =>
       make("td", key === "weight" ? { class: "chance" } : {}, cell(row, most))))));
+  if (focused !== undefined) document.querySelector(`#rows tr[data-level="${focused}"] button`)?.focus();
   const note = found.rows.length < found.total
     ? `${number(found.rows.length)} of ${number(found.total)} seen levels. ` : `${number(found.total)} seen levels. `;
   $("levels-note").replaceChildren(note, "The chance of being replayed next:",
     make("span", { class: "key by-score" }), "by score", make("span", { class: "key by-staleness" }), "by staleness");
+}
+
+// ---- one level
+
+let opened = null; // the id of the level that is shown in full
+let past = null; // the chart of its past
+
+const PAST = {
+  id: "past",
+  title: "Its past",
+  answer: () => "Its score, and its chance of being replayed next.",
+  share: "right",
+  free: true,
+  series: [line("score", "--accent"), line("P_replay", "--second", { scale: "share", ...asPercent })],
+  data: (h) => [h.score, h.weight],
+};
+
+async function showLevel(level) {
+  opened = level;
+  const of = await levelOf(level);
+  if (opened !== level || !of) return;
+  const panel = $("level");
+  const isNew = panel.dataset.level !== String(level);
+  const facts = [];
+  if (of.row) {
+    facts.push(`rank ${number(of.row.rank)}`, `score ${number(of.row.score)}`, `P_replay ${percent(of.row.weight)}`,
+      `played ${number(of.row.plays)} times`, `last return ${number(of.row.last_return)}`);
+    if (of.row.since_played !== null) facts.push(`its score is ${number(of.row.since_played)} draws old`);
+  } else facts.push("not in the table, or not seen yet");
+  if (of.group) facts.unshift(of.group);
+  panel.hidden = false;
+  panel.dataset.level = level;
+  $("level-name").textContent = `Level ${level}`;
+  $("level-facts").textContent = `${facts.join(" · ")}.`;
+  $("level-picture").replaceChildren(...(hasPicture(of.row) ? [picture(level, of.row?.picture)] : []));
+  $("level-payload").hidden = !of.payload;
+  $("level-payload").textContent = of.payload ?? "";
+  $("level-ancestors").hidden = !of.ancestors?.length;
+  $("level-ancestors").replaceChildren(...ancestors(of.ancestors ?? []));
+  past ??= new Chart(PAST, $("level-past"));
+  if (of.history?.t?.length) past.update({ counters: {}, history: { columns: of.history } });
+  past.figure.hidden = !of.history?.t?.length;
+  if (isNew) $("level-name").focus();
+}
+
+const hasPicture = (row) => (isLive ? shown.curricula[selected].has_pictures : row?.picture);
+
+async function levelOf(level) {
+  if (!isLive) {
+    const row = shown.curricula[selected].levels.rows.find(({ id }) => id === level);
+    return { row, history: row.history ?? {} };
+  }
+  try {
+    const reply = await fetch(`level?${new URLSearchParams({ curriculum: selected, level })}`);
+    return reply.ok ? await reply.json() : null;
+  } catch {
+    return null; // the viewer is gone; what is there stays
+  }
+}
+
+function ancestors(found) {
+  const items = found.map(({ id, is_kept: isKept }) => {
+    if (!isKept) return make("li", {}, `${id}, gone`);
+    const button = make("button", { type: "button" }, id);
+    if (hasPicture()) button.prepend(picture(id));
+    button.addEventListener("click", () => showLevel(id));
+    return make("li", {}, button);
+  });
+  return items.length ? [make("li", { class: "label" }, "made from"), ...items] : [];
+}
+
+$("level-close").addEventListener("click", () => {
+  const level = opened;
+  opened = null;
+  $("level").hidden = true;
+  delete $("level").dataset.level;
+  (document.querySelector(`#rows tr[data-level="${level}"] button`) ?? $("find")).focus();
+});
+
+// ---- the server
+
+const under = (seconds) => (seconds === null ? "–" : `< ${duration(seconds)}`);
+
+function showRequests() {
+  const asked = shown.requests ?? [];
+  $("server").hidden = !asked.length;
+  const now = shown.lost_s === null ? asked : [];
+  const errors = asked.reduce((sum, { errors: of }) => sum + of, 0);
+  $("server-note").textContent = `${number(now.reduce((sum, { per_s: of }) => sum + of, 0))} requests a second, ` +
+    `${number(errors)} refused since it was started. The times are those of the last seconds, without waiting.`;
+  $("requests").replaceChildren(...asked.map((of) => make("tr", { "data-op": of.op },
+    ...[of.op, number(of.per_s), under(of.p50_s), under(of.p99_s), number(of.errors)]
+      .map((text) => make("td", {}, text)))));
 }
 
 // ---- all of it
@@ -442,6 +675,7 @@ function show() {
   showCurricula();
   showVerdict();
   showTiles();
+  showRequests();
   const now = shown.curricula[selected];
   if (!now) return;
   const look = JSON.stringify([selected, now.history?.columns.t]);
@@ -449,10 +683,13 @@ function show() {
   drawn = look;
   charts.forEach((chart) => chart.update(now));
   showLevels();
+  if (opened !== null) showLevel(opened);
 }
 
 function select(name) {
   selected = name;
+  opened = null;
+  $("level").hidden = true;
   if (isLive) listen();
   else show();
 }
