@@ -91,12 +91,13 @@ class Curriculum:
             ones that nobody plays; where there is none, from those below the cap; where there is none, from all.
 
         Raises:
-            InvalidInput: k or slots are not what they must be.
+            InvalidInput: k or slots are not what they must be, or too many slots would play at once: 131 072 of a
+                holder, 4 194 304 of all.
             NoLevels: the levels are payloads, and there is none.
 
         Source: arXiv 2010.03934, algorithm 2 and equations for P_replay.
         """
-        levels, is_replay = self._assigner.assign(holder, self._slots(k, slots))
+        levels, is_replay = self._assigner.assign(holder, self._slots(k, slots, holder))
         self._counts["replays"] += is_replay.count(True)
         if k == 1 and self._payloads is None:  # the fast way for one
             return [Assignment(levels[0], is_replay[0], is_replay[0] or not self.config.robust)]
@@ -108,7 +109,7 @@ class Curriculum:
         self, k: int, *, slots: ArrayLike | None = None, holder: str = "", packed: bool = False
     ) -> Assignments:
         """Does as `sample`, and returns the same levels as arrays: for thousands at once."""
-        levels, is_replay = self._assigner.assign_arrays(holder, self._slots(k, slots))
+        levels, is_replay = self._assigner.assign_arrays(holder, self._slots(k, slots, holder))
         self._counts["replays"] += int(np.count_nonzero(is_replay))
         return Assignments(
             levels,
@@ -117,7 +118,7 @@ class Curriculum:
             None if self._payloads is None else self._payloads_of(self._payloads, levels.tolist(), packed=packed),
         )
 
-    def _slots(self, k: int, slots: ArrayLike | None) -> Sequence[int]:
+    def _slots(self, k: int, slots: ArrayLike | None, holder: str) -> Sequence[int]:
         """Returns the slots, checked, and that there are levels for them."""
         check_k(k)
         chosen, space = range(k) if slots is None else slots_of(slots, k), self._payloads
@@ -126,6 +127,7 @@ class Curriculum:
                 raise InvalidInput("k", f"an integer from 1 to {MAX_PAYLOADS}", repr(k))
             if not (space.num_entered or space.num_waiting):
                 raise NoLevels
+        self._assigner.in_flight.check(holder, chosen)
         return chosen
 
     @staticmethod

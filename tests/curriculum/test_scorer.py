@@ -10,6 +10,7 @@ import pytest
 
 from plr_client import InvalidInput, StepsDropped
 from plr_server import Config, Curriculum
+from plr_server.curriculum.scoring import scorer as module
 from plr_server.curriculum.scoring.history import MAX_WINDOW_NUMBERS
 from plr_server.curriculum.scoring.scorer import Scorer
 from plr_server.curriculum.table import MAX_ENTERING
@@ -47,6 +48,57 @@ def test_agents_of_a_group_on_two_levels_cost_the_block_of_steps_and_not_the_nex
         with pytest.raises(StepsDropped, match=r"4 steps .*: levels: expected one level for the agents of a group"):
             step([3, 3])
     assert [step([7, 7]) for _ in range(4)] == [0, 0, 0, 4]
+
+
+def flat_step(num_columns, columns=None):
+    """A step of columns that all play level 3 on."""
+    ones = np.ones(num_columns)
+    return {
+        "values": ones,
+        "rewards": ones,
+        "dones": np.zeros(num_columns, dtype=bool),
+        "levels": np.full(num_columns, 3),
+        "next_values": ones,
+        "columns": columns,
+    }
+
+
+def test_blocks_that_wait_for_steps_are_bounded_in_all(monkeypatch):
+    monkeypatch.setattr(module, "MAX_POOLED_BYTES", 2 * 4 * (1024 + 2 * 64))
+    curriculum = Curriculum(Config(levels=range(10), num_steps=4))
+    for source in ("a", "b"):
+        curriculum.update_step(**flat_step(2), source=source)
+    before = curriculum.state()
+    expected = "levels: expected 9216 bytes at most of blocks that wait for steps, of all clients"
+    with pytest.raises(InvalidInput, match=expected):
+        curriculum.update_step(**flat_step(2), source="c")
+    assert faults.same(curriculum.state(), before)
+    assert [curriculum.update_step(**flat_step(2), source="a") for _ in range(3)] == [0, 0, 2]
+    curriculum.update_step(**flat_step(2), source="c")  # there is room again
+
+
+def test_episodes_under_way_are_bounded_in_all(monkeypatch):
+    monkeypatch.setattr(module, "MAX_UNDER_WAY", 6)
+    curriculum = Curriculum(Config(levels=range(10)))
+
+    def push(source, columns):
+        step = flat_step(len(columns), columns)
+        block = {name: x if name in ("next_values", "columns") else x[np.newaxis] for name, x in step.items()}
+        curriculum.update(**block, source=source)
+
+    def under_way():
+        return {source: len(each["columns"]) for source, each in curriculum.state()["scorer"]["under_way"].items()}
+
+    push("a", [0, 1, 2])
+    push("b", [0, 1])
+    push("b", [0, 1])
+    assert under_way() == {"a": 3, "b": 2}
+    curriculum = Curriculum.from_state(curriculum.state())
+    push("c", [5, 6])
+    assert under_way() == {"b": 2, "c": 2}
+    curriculum.forget("b")
+    push("a", [0, 1, 2, 3])
+    assert under_way() == {"c": 2, "a": 4}
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "random", "sequential"])

@@ -15,6 +15,8 @@ from plr_client.errors import InvalidInput
 from plr_server.curriculum.arrays import Floats, Ints
 from plr_server.curriculum.scoring.rollouts import UNSAID, Rollout
 
+STEP_BYTES = 1024  # of a step, beside its numbers
+COLUMN_BYTES = 64  # of one column's, beside its logits
 _IN_ALL_OR_NONE = ("next_values", "values", "rewards", "logits")
 
 
@@ -90,6 +92,11 @@ class StepPool:
         pool.steps = [_step(block, t) for t in range(block.dones.shape[1])]
         pool._going_on, pool._level = state["going_on"], state["level"]
         return pool
+
+
+def bytes_of(step: Rollout) -> int:
+    """Returns what a step takes in memory at most, whichever fields it has."""
+    return STEP_BYTES + len(step.columns) * (COLUMN_BYTES + 8 * _num_actions(step.logits))
 
 
 def joined(steps: list[Rollout]) -> Rollout:

@@ -20,7 +20,7 @@ from plr_server.curriculum.scoring.episodes import Episodes, find_episodes
 from plr_server.curriculum.scoring.functions import ScoreFunction, import_function, score_with, unpickle_function
 from plr_server.curriculum.scoring.groups import NO_PARTS, ScoredEpisodes, joined, pool
 from plr_server.curriculum.scoring.history import History, Past
-from plr_server.curriculum.scoring.pools import StepPool
+from plr_server.curriculum.scoring.pools import StepPool, bytes_of
 from plr_server.curriculum.scoring.pools import joined as joined_steps
 from plr_server.curriculum.scoring.rollouts import MAX_LOGITS, MAX_STEPS, Rollout, check
 from plr_server.curriculum.scoring.stitching import OpenEpisodes, Stitched
@@ -29,6 +29,8 @@ from plr_server.curriculum.scoring.under_way import Carried, UnderWay
 from plr_server.curriculum.spaces.open_space import NOT_IN_TABLE
 
 MAX_OPEN_BYTES = 2**29  # of open episodes, of all sources
+MAX_POOLED_BYTES = 2**31  # of the blocks that steps pushed one by one will make, of all sources
+MAX_UNDER_WAY = 2**22  # env columns, of all sources; those of the source that has most go first
 
 NOBODY = np.zeros(0, dtype=np.int64)
 
@@ -95,6 +97,7 @@ class Scorer:
         self.history = self._new_history()
         self.forgotten = 0
         self._under_way: dict[str, UnderWay] = {}  # by source
+        self._num_under_way = 0  # columns, of all sources
         self._open: dict[str, OpenEpisodes] = {}  # by source, under "stitch"
         self._pools: dict[str, StepPool] = {}  # by source
 
@@ -188,7 +191,12 @@ class Scorer:
 
     def keep(self, scored: ScoredBlock, columns: Ints, source: str) -> None:
         """Takes over what `look` found; `forget_reserved` has to follow once the scores are applied."""
-        self._under_way.setdefault(source, UnderWay()).keep(scored.carried)
+        under_way = self._under_way.setdefault(source, UnderWay())
+        self._num_under_way -= len(under_way)
+        under_way.keep(scored.carried)
+        self._num_under_way += len(under_way)
+        while self._num_under_way > MAX_UNDER_WAY:
+            self._forget_under_way(max(self._under_way, key=lambda each: len(self._under_way[each])))
         if self.history is not None and scored.past is not None:
             self.history.remember(scored.past)
         if self._stitches:
@@ -197,6 +205,9 @@ class Scorer:
             while sum(each.num_bytes for each in self._open.values()) > MAX_OPEN_BYTES:
                 max(self._open.values(), key=lambda each: each.num_bytes).give_up_first()
                 self.forgotten += 1
+
+    def _forget_under_way(self, source: str) -> None:
+        self._num_under_way -= len(self._under_way.pop(source, ()))
 
     def replace_past(self, index: int, by: int | None) -> None:
         """Gives a level's place to another one, whose past stands at the index `by`, or nowhere."""
@@ -212,14 +223,21 @@ class Scorer:
         """Adds a step to those that wait; returns the block once there are `num_steps` of them, and begins anew.
 
         Raises:
-            InvalidInput: it does not fit the steps before it, or so many columns make too large a block.
+            InvalidInput: it does not fit the steps before it, so many columns make too large a block, or too much waits
+                already.
         """
         num_steps, (num_columns, _) = self._config.num_steps, step.dones.shape
         num_numbers = 0 if step.logits is None else step.logits.size * num_steps
         if num_columns * num_steps > MAX_STEPS or num_numbers > MAX_LOGITS:
             expected = f"at most {MAX_STEPS} steps and {MAX_LOGITS} logits in a block of num_steps = {num_steps}"
             raise InvalidInput("levels", expected, f"{num_columns} columns")
-        waiting = self._pools.get(source) or StepPool()
+        waiting = self._pools.get(source)
+        if waiting is None:
+            waiting, num_bytes = StepPool(), num_steps * bytes_of(step)
+            pooled = num_steps * sum(bytes_of(each.steps[0]) for each in self._pools.values())
+            if pooled and pooled + num_bytes > MAX_POOLED_BYTES:
+                expected = f"{MAX_POOLED_BYTES} bytes at most of blocks that wait for steps, of all clients"
+                raise InvalidInput("levels", expected, f"one of {num_bytes} more, beside {pooled}")
         waiting.check(step)
         waiting.append(step)
         if len(waiting.steps) < num_steps:
@@ -232,8 +250,10 @@ class Scorer:
         """Returns the error of a pooled block that cannot be scored: it is gone, with the episodes of its columns."""
         if source in self._open:
             self._open[source].drop(block.columns)
-        if source in self._under_way:
-            self._under_way[source].drop(block.columns)
+        if (under_way := self._under_way.get(source)) is not None:
+            self._num_under_way -= len(under_way)
+            under_way.drop(block.columns)
+            self._num_under_way += len(under_way)
         told = str(reason) if isinstance(reason, PlrError) else type(reason).__name__
         return StepsDropped(block.dones.shape[1], told)
 
@@ -241,7 +261,7 @@ class Scorer:
         """Drops what waits for a source that will not push again."""
         self._open.pop(source, None)
         self._pools.pop(source, None)
-        self._under_way.pop(source, None)
+        self._forget_under_way(source)
 
     def set_function(self, pickled: bytes) -> None:
         """Scores with a function from now on: see `plr_server.Curriculum.set_score_function`.
@@ -259,6 +279,7 @@ class Scorer:
         if before.remembers != FUNCTION.remembers:
             self.history = self._new_history()
             self._under_way.clear()
+            self._num_under_way = 0
         if before is not FUNCTION:
             self._open.clear()
             self._pools.clear()
@@ -289,6 +310,7 @@ class Scorer:
         if self.history is not None:
             self.history.restore(state["history"])
         self._under_way = {source: UnderWay.from_state(each) for source, each in state["under_way"].items()}
+        self._num_under_way = sum(map(len, self._under_way.values()))
         self._open = {source: OpenEpisodes.from_state(each) for source, each in state["open"].items()}
         self._pools = {source: StepPool.from_state(each) for source, each in state["pools"].items()}
         self.forgotten = state["forgotten"]

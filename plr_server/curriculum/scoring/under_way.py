@@ -63,6 +63,9 @@ class UnderWay:
         self._pushes = 0
         self._parts = NO_PARTS
 
+    def __len__(self) -> int:
+        return len(self._parts.columns)
+
     def look(self, block: Episodes, columns: Ints) -> Carried:
         """Puts a block's episodes behind their earlier parts; changes nothing.
 
