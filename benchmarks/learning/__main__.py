@@ -20,6 +20,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a run has one core: the next run has the other
 
 import argparse
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -36,7 +37,7 @@ import peer
 from evidence import write_evidence
 from jobs import HERE, work
 from run import trained
-from study import Job, quick, registered
+from study import Job, exploratory, quick, registered
 from tasks import TASKS
 
 # How many updates an agent is trained that then plays in both envs; that of keys16 plays its kinds of env everywhere.
@@ -78,7 +79,8 @@ def main() -> None:
             write_evidence(results, PAGE if results == HERE / "results" else results / "evidence.md")
         else:
             begun_s = time.monotonic()
-            for job in work(quick() if options.quick else registered(), results):
+            jobs = quick() if options.quick else itertools.chain(registered(), exploratory())
+            for job in work(jobs, results):
                 print(f"{time.monotonic() - begun_s:6.0f} s  {job}", flush=True)
 
 

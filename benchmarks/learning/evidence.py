@@ -16,7 +16,7 @@ from figures import draw_course, draw_curves, draw_drawn
 from intervals import holm, interquartile_mean, interval, probability_of_improvement, ratio_of_means, welch
 from jobs import read
 from run import ALL, Row
-from study import ARMS, BASELINE, PRIMARY_ARM, STUDY, registered
+from study import ARMS, BASELINE, EXPLORATORY, PRIMARY_ARM, STUDY, registered
 
 MIN_RUNS = 2  # of each of two arms, to compare them
 
@@ -150,6 +150,8 @@ is in `benchmarks/learning/protocol.md`, which was there before the first of the
 {state}
 
 Here are {len(heads)} runs, seeds {seeds[0]} to {seeds[-1]}, on commit {", ".join(commits)}.
+
+{" and ".join(EXPLORATORY)}: exploratory, registered when results of other arms were known, with seeds of its own.
 
 Returns are between 0 and 1, on held-out levels. A number is the interquartile mean over runs, in brackets its 95 %
 interval; `runs` says of how many. In the figures n is the number of runs, and bands are such intervals."""

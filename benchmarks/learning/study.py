@@ -55,13 +55,23 @@ ARMS: dict[str, dict[str, Any]] = {
         "replay_schedule": "fixed",
         "replay_prob": 0.8,
     },
+    "learnability_fixed": {
+        "strategy": "learnability",
+        "transform": "power",
+        **REPLAYED,
+        "replay_schedule": "fixed",
+        "replay_prob": 0.95,
+    },
 }
+# Registered later, as exploratory, with seeds of their own: "Changes" of the protocol.
+EXPLORATORY = {"learnability_fixed": ("keys16", "omg-easy", "keycorridor", "multiroom", "lava")}
+FIRST_EXPLORATORY_SEED, EXPLORATORY_SEEDS = 200, 10
 BASELINE, PRIMARY_ARM = "uniform", "learnability"
 # Of an open level space, uniform is: new levels only.
 UNIFORM_OF_OPEN: dict[str, Any] = {"strategy": "value_l1", "replay_schedule": "fixed", "replay_prob": 0.0}
 MAZES: dict[str, Any] = {"levels": "payloads", "replay_schedule": "fixed", "replay_prob": 0.8, "min_fill_ratio": 0.1}
 
-ALL = tuple(ARMS)
+ALL = tuple(arm for arm in ARMS if arm not in EXPLORATORY)
 STUDY = {
     "keys16": Plan("primary", 4_000, 12_000_000, 10, ALL),
     "omg-easy": Plan("primary", 3_000, 15_000_000, 20, ALL),
@@ -115,11 +125,18 @@ class Job:
 
 
 def registered() -> Iterator[Job]:
-    """Yields all counted runs, seed by seed, so that whatever is done so far is balanced."""
+    """Yields all runs as registered first, seed by seed, so that whatever is done so far is balanced."""
     for number in range(max(plan.num_seeds for plan in STUDY.values())):
         for task, plan in STUDY.items():
             if number < plan.num_seeds:
                 yield from (Job(task, arm, FIRST_COUNTED_SEED + number) for arm in plan.arms)
+
+
+def exploratory() -> Iterator[Job]:
+    """Yields the runs of the arms that were added, seed by seed."""
+    for number in range(EXPLORATORY_SEEDS):
+        for arm, tasks in EXPLORATORY.items():
+            yield from (Job(task, arm, FIRST_EXPLORATORY_SEED + number) for task in tasks)
 
 
 def quick() -> Iterator[Job]:

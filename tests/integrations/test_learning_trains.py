@@ -288,7 +288,11 @@ def test_counted_and_tuning_runs_share_no_level():
     assert counted.heldout() == range(5_000_000, 5_001_000)
     registered = list(study.registered())
     assert len(registered) == sum(plan.num_seeds * len(plan.arms) for plan in study.STUDY.values())
-    assert all(job.counted for job in registered)
+    added = list(study.exploratory())
+    assert len(added) == study.EXPLORATORY_SEEDS * sum(len(tasks) for tasks in study.EXPLORATORY.values())
+    assert all(job.counted for job in (*registered, *added))
+    assert not {job.seed for job in registered} & {job.seed for job in added}
+    assert not {job.arm for job in registered} & study.EXPLORATORY.keys()
     assert not any(job.counted for job in study.quick())
 
 
