@@ -37,6 +37,7 @@ autodoc_mock_imports = ["ding", "easydict", "gym3", "pettingzoo", "procgen", "ra
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say more: shapes, units, ranges
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
+napoleon_attr_annotations = False
 
 FOREIGN = re.compile(r"""<(?:script|img|link|iframe|source)\b[^>]*(?:src|href)=["'](?:https?:)?//""")
 
