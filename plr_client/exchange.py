@@ -126,7 +126,7 @@ class Exchange:
         self._awaited: Pending | None = None
         self._started_s, self._deadline_s = 0.0, _NEVER
         self._patience_s = _NEVER  # when silence has lasted too long
-        self._silences = 0  # so many that lasted too long since something was heard
+        self._silences = 0  # so many that lasted too long since a request was answered
 
     @property
     def wake_s(self) -> float:
@@ -263,7 +263,7 @@ class Exchange:
             pending.connection = self.num_connections
         pending.attempts += 1
         if not self._under_way:
-            self._patience_s = now_s + FIRST_ATTEMPT_S
+            self._patience_s = now_s + FIRST_ATTEMPT_S * 2.0**self._silences
         self._under_way.append(pending)
         return pending.frames
 
@@ -303,7 +303,7 @@ class Exchange:
 
     def _hear_hello(self, reply: Reply) -> None:
         """Finds out what of all that was sent the server has, and sends the rest again."""
-        self._closing_seen, self._silences = False, 0
+        self._closing_seen = False
         self._hello, self._patience_s = 0, _NEVER
         told, same_state, error = reply.result, reply.epoch == self._epoch, reply.error
         survived = told.get("survived", 0)
@@ -323,7 +323,7 @@ class Exchange:
         if self.begun in (0, told["begun"]):
             self._go_on(unanswered, told["applied"], reply)
         else:
-            self._begin_anew(unanswered, known=not same_state or self._begun_at > survived)
+            self._begin_anew(unanswered, known=survived < self._begun_at or not (same_state or survived))
         if self.begun != told["begun"]:
             self.begun, self._begun_at = told["begun"], reply.position
         self._epoch, self._run, self._max_frame_bytes = reply.epoch, told["run"], told["max_frame_bytes"]

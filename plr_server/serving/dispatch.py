@@ -25,6 +25,7 @@ from plr_client.errors import (
     ProtocolError,
     ScoreFunctionError,
     ServerError,
+    StateNotWritten,
     UnknownCurriculum,
     UnknownOperation,
 )
@@ -251,11 +252,17 @@ class Dispatcher:
         if op not in self._writes and op != "goodbye":
             session.sequence = number
             return self._apply(request)
+        if session.refused is not None and number <= session.refused[0]:
+            raise session.refused[1]
         if number == session.sequence and op in self._writes:
             raise ProtocolError(f"seq: expected more than {number} for {op}, got {number} again")
         self._check(request)
         if log is not None:
-            log.write(Kind.REQUEST, framed(frames), op=op, needed=op in _NEEDED)
+            try:
+                log.write(Kind.REQUEST, framed(frames), op=op, needed=op in _NEEDED)
+            except StateNotWritten as refusal:
+                session.refused = number, refusal
+                raise
             session.position = log.sequence
         return self._do(session, request)
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from plr_client.errors import NotAllowed, OutOfStep, SessionExpired, TooManySessions
+from plr_client.errors import NotAllowed, OutOfStep, PlrError, SessionExpired, TooManySessions
 from plr_client.protocol import Reply, Request, decode_reply, encode_reply
 
 MAX_SESSIONS = 16_384
@@ -32,6 +32,8 @@ class Session:
         written: the highest of a request that changed something.
         position: how many commands the state had seen with that one.
         reply: the reply to `written`, repeated when that request comes again; None before there is one.
+        refused: the highest of a request that could not be written down, and why: a copy of it that comes when there is
+            space again is refused too, for its client has been told that it was not applied.
         waiting: curriculum -> slot -> how many pushes there had been when its level was drawn, for levels drawn ahead
             whose turn has not come.
         client: the name of the client whose key began it, and alone may speak in it; None where there are no keys.
@@ -44,6 +46,7 @@ class Session:
     written: int = 0
     position: int = 0
     reply: Reply | None = None
+    refused: tuple[int, PlrError] | None = None
     waiting: dict[str, dict[int, int]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
     client: str | None = None
 

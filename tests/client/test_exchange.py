@@ -126,8 +126,28 @@ def test_after_silence_it_says_hello_on_a_fresh_connection_and_sends_again(greet
     assert pending.outcome is None
     greeted.hear_hello(applied=3, survived=5)  # it was applied, and its reply is wanted
     assert greeted.act() == [("push", 3, 3, 0)]
-    assert greeted.wake_s == 8.0  # something was heard: it begins anew
+    assert greeted.wake_s == 14.0  # as patient as with the hello: its reply may take as long
     greeted.hear(3, scored=1)
+    assert pending.outcome.result == {"scored": 1}
+    greeted.push()
+    greeted.act()
+    assert greeted.wake_s == 8.0  # a request was answered: it begins anew
+
+
+def test_where_each_answer_takes_long_a_request_is_answered_in_the_end(greeted):
+    """Longer than the first patience, a hello's too: on a slow network, or by a server that has much to do."""
+    pending = greeted.push()
+    greeted.expect(pending, 0.0, 100.0)
+    answers = []  # when they come, on which connection
+    while pending.outcome is None:
+        answers += [(greeted.now_s + 3.0, done) for done in greeted.act() if done != "hang up"]
+        greeted.now_s = min([greeted.wake_s, *(at_s for at_s, _ in answers)])
+        assert greeted.now_s < 60.0
+        for at_s, (op, number, connection, _) in list(answers):
+            if at_s <= greeted.now_s:
+                answers.remove((at_s, (op, number, connection, _)))
+                if connection == greeted.num_connections:
+                    greeted.hear_hello(applied=3, survived=5) if op == "hello" else greeted.hear(number, scored=1)
     assert pending.outcome.result == {"scored": 1}
 
 
@@ -365,6 +385,16 @@ def test_another_epoch_is_another_state_and_no_rollback(greeted):
     greeted.hear_hello(survived=2, begun=4, epoch=EPOCH + 1, position=3, durable=3)
     assert [number for _, number, _, _ in greeted.act()] == [3, 4]
     assert greeted.durable == 3
+
+
+def test_a_state_that_lost_its_end_may_still_have_what_was_sent(greeted):
+    """Its epoch is another one then; but it has seen the session, and more."""
+    pending = greeted.push()
+    greeted.act()
+    greeted.act(2.0)
+    greeted.hear_hello(survived=7, begun=4, epoch=EPOCH + 1, position=9)
+    assert greeted.act() == []
+    assert isinstance(pending.outcome, SessionExpired)
 
 
 @pytest.mark.parametrize("op", ["push", "next", "stats"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -28,7 +29,7 @@ from plr_client.protocol import decode_reply
 from plr_server import Config, Curriculum, launch
 from plr_server.curriculum import state_machine
 from plr_server.curriculum.scoring.strategies import STRATEGIES
-from plr_server.durability import state_dir
+from plr_server.durability import files, state_dir
 from plr_server.durability.state_dir import StateDir
 from plr_server.serving import loop as loop_module
 from plr_server.serving.dispatch import Dispatcher, framed, unframed
@@ -97,6 +98,26 @@ def servers(tmp_path):
     yield server
     for each in made:
         each.log.close()
+
+
+def test_a_push_that_was_refused_for_want_of_space_stays_refused(servers, monkeypatch):
+    """Its client was told that it was not applied, and may have pushed again: a late copy must not be."""
+    server = servers()
+    server.ask(faults.hello())
+    push = faults.request("push", faults.block(), seq=2)
+
+    def write(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", write)
+        told = server.ask(push).error
+        assert isinstance(told, StateNotWritten)
+    before = server.dispatcher.state()
+    assert str(server.ask(push).error) == str(told)
+    assert faults.same(server.dispatcher.state(), before)
+    assert server.ask(faults.request("push", faults.block(), seq=3)).result["scored"]
+    assert server.ask(push).error.code == "out_of_step"
 
 
 # ---- bit for bit
