@@ -14,7 +14,7 @@ OLDEST_GYMNASIUM := tests/wrappers/test_vector.py tests/wrappers/test_env.py tes
 DI_ENGINE := di_engine
 LEARNING := learning
 
-.PHONY: demo test test-explore test-slow soak fuzz test-browser test-integrations docs docs-picture lint types
+.PHONY: demo test test-explore test-slow soak fuzz simulate mutants test-browser test-integrations docs docs-picture lint types
 .PHONY: bench bench-overhead bench-peers clean
 .PHONY: bench-learning bench-learning-tables bench-learning-quick bench-learning-equal bench-learning-lockstep bench-learning-cost
 
@@ -42,6 +42,16 @@ test-browser: .venv-browser/dev
 # A hundred kill -9 of a server under load, twice; and 100 000 commands through a proxy that cuts, and one that shuffles.
 soak: .venv/dev
 	$(BIN)/python -m pytest -m slow tests/serving/test_restart.py tests/serving/test_proxied.py
+
+# Simulated schedules of clients, server, network and disk; go on with BEGIN where the last ones got to.
+SCHEDULES := 1000000
+BEGIN := 0
+simulate: .venv/dev
+	$(BIN)/python tests/simulation/simulate.py --begin $(BEGIN) --schedules $(SCHEDULES)
+
+# Does the simulator find bugs? Puts some in, one at a time, and writes down when each is found.
+mutants: .venv/dev
+	$(BIN)/python tests/simulation/mutants.py --write docs/mutants.md
 
 # Malformed messages against a real server; another SEED, other messages. What libc keeps for each thread is no leak.
 MESSAGES := 1000000

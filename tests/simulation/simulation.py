@@ -1,0 +1,448 @@
+"""A seeded run of the real server, curricula and state folder among clients, over a network and a disk that fail.
+
+`run(seed)` is one schedule: everything that happens in it follows from the seed, so a failure is repeated by running
+it again. The clock, the network, the disk and the server's second thread are simulated; the loop, the dispatcher, the
+sessions, the curricula, the journal, snapshots and recovery are the real ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import heapq
+import logging
+import random
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+from judge import MAX_FRAME_BYTES, Failure, Judge, require
+from simulated_clients import LEVELS, READS, Client
+from simulated_disk import Background, Crash, SimulatedDisk
+
+from plr_client.errors import ServerStartError, StateDamaged, StateDiverged, StateNotWritten
+from plr_client.protocol import Notice, decode_reply, decode_request
+from plr_server import Config, Curriculum
+from plr_server.curriculum import state_machine
+from plr_server.durability import state_dir
+from plr_server.durability.records import Kind
+from plr_server.durability.state_dir import StateDir
+from plr_server.durability.values import pack
+from plr_server.serving import loop
+from plr_server.serving.dispatch import Dispatcher
+from plr_server.serving.loop import _Loop
+from plr_server.serving.restart import restart
+from plr_server.serving.turns import Received
+
+FOLDER = Path("state")
+RETURN_WITHIN_S = 12.0  # instead of a minute
+LATEST_S = 6.0  # that a message comes
+VERY_LATE_S = 30.0  # a copy of a request, but not of a hello: one that comes after its session was forgotten begins it
+LOOKS_EVERY_S = 1.0
+MAY_FAIL = ("sync",) * 4 + ("sync_folder", "write", "truncate", "rename", "link", "unlink", "open_new", "read")
+IMMUTABLE = frozenset((bool, int, float, str, bytes, type(None)))
+END_S = 200.0  # of the troubles
+STUCK_S = 1500.0
+CONFIGS = {
+    "seeds": Config(levels=range(LEVELS), seed=3, num_steps=2, staleness_coef=0.5),
+    "payloads": Config(levels="payloads", capacity=3, seed=4, num_steps=2, partial="stitch"),
+}
+
+
+class World:
+    """All there is in a schedule.
+
+    Attributes:
+        rng: what decides everything.
+        is_lossy: the network may lose messages.
+        now_s: the time.
+        judge: hears what happens.
+    """
+
+    def __init__(self, seed):
+        self.rng = rng = random.Random(seed)
+        self.now_s = 0.0
+        self._due, self._num_due = [], 0
+        self.fsync = rng.choice(("always", "interval"))
+        self._power = rng.random() < 0.5  # what a crash is
+        self._rots = rng.random() < 0.1
+        self._loses, self._doubles = rng.choice((0.0, 0.05, 0.3)), rng.choice((0.0, 0.1, 0.4))
+        self.is_lossy = self._loses > 0
+        self._slow_s = rng.choice((0.01, 1.0, LATEST_S))
+        self.judge = Judge(CONFIGS, replies_wait=self.fsync == "always")
+        self.disk = SimulatedDisk(rng)
+        self._arrived_s = {}  # connection and direction -> when its last message comes
+        self._client_of, self._num_connections = {}, 0
+        self._away = set()  # peers that the server's transport takes for gone
+        self.server = None
+        self._accept_loss = self._power_failed = False
+        self.clients = [Client(self, name, rng.randrange(2, 6)) for name in range(rng.randrange(1, 4))]
+        self._plan_troubles()
+
+    def described(self):
+        crash = "loss of power" if self._power else "kill"
+        return f"fsync {self.fsync}, {len(self.clients)} clients, a crash is a {crash}, syncs lie: {self.disk.lies}"
+
+    # ---- time and chance
+
+    def monotonic(self):
+        return self.now_s
+
+    def perf_counter_ns(self):
+        return int(self.now_s * 1e9)
+
+    def randbits(self, num):
+        return self.rng.getrandbits(num)
+
+    def after(self, seconds, do, *arguments):
+        self._num_due += 1
+        heapq.heappush(self._due, (self.now_s + seconds, self._num_due, do, arguments))
+
+    def run(self):
+        self._survive(self._start)
+        while not all(client.done for client in self.clients):
+            require(self.now_s < STUCK_S, "the clients' progress", f"none is done after {STUCK_S} s")
+            self.now_s, _, do, arguments = heapq.heappop(self._due)
+            self._survive(do, *arguments)
+        self.troubles_end()
+        if self.server is not None and self.rng.random() < 0.3:
+            self._survive(self._stop)
+        self.crash()
+        self._start()
+        require(self.server is not None, "the server's last start")
+        self.judge.at_the_end()
+
+    def _survive(self, do, *arguments):
+        try:
+            do(*arguments)
+        except Crash:
+            self._after_crash()
+
+    # ---- troubles
+
+    def _plan_troubles(self):
+        rng = self.rng
+        for _ in range(rng.choice((0, 1, 1, 2, 3))):
+            at_s = rng.random() * 12.0
+            if rng.random() < 0.7:
+                self.after(at_s, self._crash_soon, rng.randrange(40))
+            else:
+                self.after(at_s, self.crash)
+        if rng.random() < 0.25:
+            begin_s = rng.random() * 8.0
+            self.after(begin_s, self._set, "full", True)
+            self.after(begin_s + rng.random() * 8.0, self._set, "full", False)
+        if rng.random() < 0.25:
+            begin_s = rng.random() * 8.0
+            failing = {name: rng.choice((0.2, 1.0)) for name in rng.sample(MAY_FAIL, rng.randrange(1, 4))}
+            self.after(begin_s, self._set, "failing", failing)
+            self.after(begin_s + rng.random() * 8.0, self._set, "failing", {})
+        if rng.random() < 0.05:
+            self.disk.lies = self.judge.disk_lied = True
+        for client in self.clients:
+            if rng.random() < 0.2:
+                self.after(rng.random() * 8.0, self._cut_off, client, rng.random() * 3 * RETURN_WITHIN_S)
+        self.after(END_S, self.troubles_end)
+
+    def _set(self, what, value):
+        setattr(self.disk, what, value)
+
+    def _crash_soon(self, num_calls):
+        self.disk.crash_in = num_calls
+
+    def crash(self):
+        if self.server is not None:
+            self._after_crash()
+
+    def _after_crash(self):
+        """The process has ended; with the whole machine, or alone."""
+        self.server = None
+        if self._power:
+            self.disk.power_fails()
+            self._power_failed = True
+        else:
+            self.disk.process_ends()
+        if self._rots and self.rng.random() < 0.5:
+            self.disk.rots()
+        self.after(self.rng.random() * 3.0, self._start)
+
+    def troubles_end(self):
+        self.disk.full, self.disk.failing, self.disk.crash_in = False, {}, None
+        self._loses = self._doubles = 0.0
+        for client in self.clients:
+            client.cut_off = False
+
+    def _cut_off(self, client, seconds):
+        client.cut_off = client.was_cut_off = True
+        for peer in [peer for peer, each in self._client_of.items() if each is client]:
+            self.after(self.rng.random() * 5.0, self._closes, peer)
+        self.after(seconds, self._back, client)
+
+    def _back(self, client):
+        client.cut_off = False
+        self._away -= {peer for peer, each in self._client_of.items() if each is client}
+
+    # ---- the server
+
+    def _start(self):
+        if self.server is not None:
+            return
+        try:
+            self.server = Server(self, accept_loss=self._accept_loss)
+        except Crash:
+            self._after_crash()
+        except StateDamaged as error:
+            if self.disk.is_restored():
+                self._start()
+                return
+            require(self.disk.may_look_damaged, "damage where there is none", error)
+            self._accept_loss = True
+            self._start()
+        except StateDiverged as error:
+            raise Failure("replay", error) from error
+        except ServerStartError:
+            self.disk.process_ends()
+            self.after(2.0, self._start)
+        else:
+            self._accept_loss = self._power_failed = self.disk.may_look_damaged = False
+            self.disk.rotten = None
+            self._tick(self.server)
+
+    def found(self, sequence, state):
+        self.judge.restarted(sequence, state, power_failed=self._power_failed)
+
+    def _tick(self, server):
+        if server is self.server:
+            server.look()
+            self.after(LOOKS_EVERY_S, self._tick, server)
+
+    def _stop(self):
+        self.server.stop()
+        self.server = None
+        self.disk.process_ends()
+
+    # ---- the network
+
+    def connect(self, client):
+        self._num_connections += 1
+        peer = b"%d" % self._num_connections
+        self._client_of[peer] = client
+        return peer
+
+    def hang_up(self, peer):
+        if peer is not None:
+            del self._client_of[peer]
+            self.after(self._delay_s(), self._closes, peer)
+
+    def _closes(self, peer):
+        self._away.add(peer)
+        if self.server is not None:
+            self.server.wire.close_peer(peer)
+
+    def connected(self, peer):
+        return peer in self._client_of and peer not in self._away
+
+    def to_server(self, peer, frames):
+        if not self._client_of[peer].cut_off:
+            for copy in range(self._copies()):
+                is_late = copy and self.rng.random() < 0.2 and decode_request(frames).op != "hello"
+                late_s = VERY_LATE_S if is_late else 0.0
+                self.after(self._flight_s(peer, 0) + late_s, self._arrives, peer, frames)
+
+    def _arrives(self, peer, frames):
+        if self.server is not None:
+            self.server.wire.inbox.append((peer, frames))
+            self.after(self.rng.random() * 0.01, self._serve, self.server)
+
+    def _serve(self, server):
+        if server is self.server:
+            server.answer_some()
+
+    def to_client(self, peer, reply):
+        if not self._client_of[peer].cut_off:
+            for _ in range(self._copies()):
+                self.after(self._flight_s(peer, 1), self._is_heard, peer, reply)
+
+    def _is_heard(self, peer, reply):
+        if peer in self._client_of:
+            self._client_of[peer].hears(reply)
+
+    def _copies(self):
+        rng = self.rng
+        return 0 if rng.random() < self._loses else 2 if rng.random() < self._doubles else 1
+
+    def _delay_s(self):
+        return self.rng.random() * self._slow_s * self.rng.random()
+
+    def _flight_s(self, peer, direction):
+        """How long a message is on its way: one connection delivers in order, but for copies on the way."""
+        arrives_s = self.now_s + self._delay_s()
+        if not self._doubles:
+            arrives_s = self._arrived_s[peer, direction] = max(arrives_s, self._arrived_s.get((peer, direction), 0.0))
+        return arrives_s - self.now_s
+
+
+class Server:
+    """One life of the server, on the world's disk and network."""
+
+    def __init__(self, world, *, accept_loss):
+        self.world, self.judge, self.rng = world, world.judge, world.rng
+        self.background = Background()
+        state_dir.ThreadPoolExecutor = lambda *_: self.background
+        log = StateDir(FOLDER, fsync=world.fsync, accept_loss=accept_loss)
+        curricula = {name: Curriculum(config) for name, config in CONFIGS.items()}
+        self.dispatcher = Dispatcher(curricula, max_frame_bytes=MAX_FRAME_BYTES)
+        restart(self.dispatcher, log)
+        world.found(log.sequence, self._state())
+        self.log, self._write, self._answer = log, log.write, self.dispatcher.answer
+        log.write, self.dispatcher.answer = self._written, self._answered
+        self.wire = SimulatedWire(world, self)
+        self._request = None
+        self._told = {}
+        self.loop = _Loop(self.dispatcher, self.wire, None, log)
+
+    def _state(self):
+        return b"".join(pack(self.dispatcher.state()))
+
+    def answer_some(self):
+        while not self.loop._answer_some():
+            pass
+        if self.rng.random() < 0.5:
+            self.look()
+
+    def look(self):
+        self.loop._note_closed()
+        self.loop._do_what_is_due()
+        self.log.look_after()
+        if self.rng.random() < 0.5:
+            self.background.step()
+
+    def stop(self):
+        self.log.close()
+        self.judge.agrees(self._state())
+
+    # ---- what is seen of it
+
+    def _written(self, kind, payload, *, op, needed):
+        request = self._request if kind is Kind.REQUEST else None
+        session = None if request is None else self.dispatcher.sessions.get(request.session)
+        self.judge.writes(kind, b"".join(payload), request, 0 if session is None else session.begun)
+        try:
+            self._write(kind, payload, op=op, needed=needed)
+        except StateNotWritten:
+            self.judge.has_not_written()
+            raise
+        require(not needed or self.log._behind is None, "a push in memory alone", op)
+        self.judge.has_written(self.log.sequence)
+
+    def _answered(self, peer, frames, *key):
+        self._request = decode_request(frames)
+        reply = self._answer(peer, frames, *key)
+        if self._request.op in READS:
+            self.judge.answers_read(self._request, reply)
+        memory_only = self.log._behind is not None
+        self._told[id(reply)] = reply, self._request, len(self.judge.history), memory_only
+        return reply
+
+    def tells(self, frames):
+        _, request, position, memory_only = self._told.pop(id(frames))
+        reply = decode_reply(list(map(bytes, frames)))
+        require(reply.error is None or reply.error.code != "server_error", "the server's own failure", reply.error)
+        self.judge.tells(request, reply, position, memory_only=memory_only)
+        return reply
+
+
+class SimulatedWire:
+    """What the loop sees of the network: plr_server.serving.wire without a socket."""
+
+    def __init__(self, world, server):
+        self._world, self._server = world, server
+        self.inbox, self._known, self._closed = deque(), set(), []
+
+    def receive(self):
+        if not self.inbox:
+            return None
+        peer, frames = self.inbox.popleft()
+        self._known.add(peer)
+        return Received(peer, None, frames, None)
+
+    def send(self, peer, frames):
+        if not self._world.connected(peer):
+            return False
+        if not isinstance(decode_reply(frames), Notice):
+            raise NotImplementedError
+        return True
+
+    def send_reply(self, peer, frames, _refusal):
+        reply = self._server.tells(frames)
+        if self._world.connected(peer):
+            self._world.to_client(peer, reply)
+
+    def close_peer(self, peer):
+        if peer in self._known:
+            self._known.discard(peer)
+            self._closed.append(peer)
+
+    def closed_peers(self):
+        closed, self._closed = self._closed, []
+        return closed
+
+    def knows(self, peer):
+        return peer in self._known
+
+    def crowded(self):
+        return False
+
+
+def run(seed):
+    """Runs one schedule.
+
+    Raises:
+        Failure: something did not hold.
+    """
+    world = World(seed)
+    with installed(world):
+        world.run()
+    return world
+
+
+class _Copies:
+    """The module copy, for the plain values of a state alone: a fifth less time for all."""
+
+    @staticmethod
+    def deepcopy(value):
+        if type(value) is dict:
+            return {key: _Copies.deepcopy(each) for key, each in value.items()}
+        if type(value) is list:
+            return [_Copies.deepcopy(each) for each in value]
+        if isinstance(value, np.ndarray):
+            return value.copy()
+        return value if type(value) in IMMUTABLE else copy.deepcopy(value)
+
+
+@contextlib.contextmanager
+def installed(world):
+    """The simulated clock, chance and disk, in the place of the system's."""
+    rng = world.rng
+    constants = {
+        "SNAPSHOT_AFTER_COMMANDS": rng.choice((3, 8, 1000)),
+        "DIGEST_AFTER_COMMANDS": rng.choice((2, 5)),
+        "time": world,
+        "secrets": world,
+        "ThreadPoolExecutor": None,
+    }
+    before = [(state_dir, name, getattr(state_dir, name)) for name in constants]
+    before += [(logging.root.manager, "disable", logging.root.manager.disable)]
+    logging.disable(logging.CRITICAL)
+    before += [(loop, name, getattr(loop, name)) for name in ("time", "RETURN_WITHIN_S")]
+    before.append((state_machine, "copy", state_machine.copy))
+    state_machine.copy = _Copies
+    for name, value in constants.items():
+        setattr(state_dir, name, value)
+    loop.time, loop.RETURN_WITHIN_S = world, RETURN_WITHIN_S
+    try:
+        with world.disk:
+            yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
