@@ -160,12 +160,11 @@ def test_mlflow_gets_metrics_and_a_file(monkeypatch):
     assert file["scores"]["edges"][-1] == curriculum.stats()["max_score"]
 
 
-def test_what_a_script_defines_makes_no_mlflow_of_its_functions(monkeypatch):
+def test_what_a_script_defines_makes_no_mlflow_of_its_functions(trainer, monkeypatch):
     """A callable is called, also where its module has a `log_metrics`, as a user's script may."""
     monkeypatch.setattr(sys.modules[__name__], "log_metrics", None, raising=False)
     collected = Collected()
-    with launch(CONFIG) as server, Trainer(server.address) as trainer:
-        trainer.log_to(collected, 1)
+    trainer.log_to(collected, 1)
     assert len(collected.calls) == 1
 
 

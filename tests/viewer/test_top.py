@@ -140,7 +140,7 @@ def test_finding_a_level(watched):
     asyncio.run(find())
 
 
-def test_another_curriculum(watched):
+def test_another_curriculum_and_the_end(watched):
     collector, _ = watched
 
     async def change():
@@ -152,6 +152,11 @@ def test_another_curriculum(watched):
             assert column(pilot, "id") == []
             await pilot.press("c")
             await shows(pilot, lambda: "of 40 levels" in text(pilot, "#verdict"), "and back")
+            keys = {binding.key for _, binding, *_ in pilot.app.screen.active_bindings.values()}
+            assert {"q", "p", "s", "r", "slash", "c", "escape"} <= keys
+            assert pilot.app.query_one(Footer).display
+            await pilot.press("q")
+            await shows(pilot, lambda: not pilot.app.is_running, "the end")
 
     asyncio.run(change())
 
@@ -195,18 +200,6 @@ def test_a_server_that_is_gone_is_said_and_found_again(ipc):
 
     with Collector(ipc) as collector:
         asyncio.run(follow(collector))
-
-
-def test_the_keys_are_on_the_screen_and_one_ends_it(watched):
-    async def end():
-        async with terminal(watched[0]) as pilot:
-            keys = {binding.key for _, binding, *_ in pilot.app.screen.active_bindings.values()}
-            assert {"q", "p", "s", "r", "slash", "c", "escape"} <= keys
-            assert pilot.app.query_one(Footer).display
-            await pilot.press("q")
-            await shows(pilot, lambda: not pilot.app.is_running, "the end")
-
-    asyncio.run(end())
 
 
 def test_it_needs_a_terminal(ipc, capsys):
