@@ -164,6 +164,22 @@ def test_a_request_has_a_limit_in_all(ipc):
         assert str(reply.error).startswith("all arrays: expected at most 262144, got 300")
 
 
+def test_a_busy_server_holds_few_requests_of_a_connection(ipc):
+    with (
+        contextlib.closing(wire.Wire(1 << 21)) as made,
+        listening(made.router, ipc),
+        faults.Raw(ipc) as raw,
+    ):
+        raw.socket.setsockopt(zmq.SNDHWM, 1)
+        with contextlib.suppress(zmq.Again):
+            for number in range(200):
+                assert number < 50, "so many of 1 MB are held, here and there"
+                assert raw.socket.poll(500, zmq.POLLOUT) or number > 0
+                raw.socket.send(bytes(1_000_000), zmq.DONTWAIT)
+        assert made.router.poll(int(faults.DEADLINE_S * 1000))
+        made.close()
+
+
 # ---- messages without an end
 
 HELD = 48_000_000
