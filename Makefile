@@ -89,6 +89,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/levels.py
 	$(BIN)/python benchmarks/resets.py
 	$(BIN)/python benchmarks/durability.py
+	$(BIN)/python benchmarks/keys.py
 	$(BIN)/python benchmarks/clients.py
 
 # What a curriculum costs a trainer; with torch and Stable-Baselines3.
