@@ -250,12 +250,14 @@ def by_hand(**options):
                 setattr(bare, name, value)
             monitor = bare.get_monitor_socket(REFUSED)
             bare.connect(address)
-            bare.send_multipart(faults.hello("thief"))
-            bare.send_multipart(faults.request("push_scores", SCORES, session="thief"))
-            assert monitor.poll(1000 * faults.DEADLINE_S)
-            assert not bare.poll(0)
+            with contextlib.suppress(zmq.Again):  # where it was refused already, libzmq takes no message any more
+                bare.send_multipart(faults.hello("thief"), zmq.DONTWAIT)
+                bare.send_multipart(faults.request("push_scores", SCORES, session="thief"), zmq.DONTWAIT)
+            refused, answered = monitor.poll(1000 * faults.DEADLINE_S), bare.poll(0)
             bare.disable_monitor()
             monitor.close()
+            assert refused
+            assert not answered
 
     return attempt
 
@@ -332,7 +334,8 @@ def test_each_role_does_what_it_may(closed):
 # ---- over time
 
 
-def test_a_withdrawn_key_is_refused_at_once_and_everybody_else_goes_on(tmp_path):
+@FEW_OR_MANY
+def test_a_withdrawn_key_is_refused_at_once_and_everybody_else_goes_on(tmp_path, attempts):
     keys = made(tmp_path / "keys")
     with (
         launch(Config(levels=range(10)), keys=keys) as server,
@@ -348,11 +351,11 @@ def test_a_withdrawn_key_is_refused_at_once_and_everybody_else_goes_on(tmp_path)
             return trainer.stats()["in_flight"]
 
         faults.eventually(lambda: in_flight() == 0, "the levels of a withdrawn client are back")
-        for _ in range(10):
+        for _ in range(attempts):
             with pytest.raises(NotAdmitted, match=r"expected keys that the server knows .*, got some that have been"):
                 client.next()
-        with pytest.raises(NotAdmitted, match="which it does not know, or which was withdrawn"):
-            LevelClient(server.address, keys=keys / "env.key").next()
+            with pytest.raises(NotAdmitted, match="which it does not know, or which was withdrawn"):
+                LevelClient(server.address, keys=keys / "env.key").next()
         assert (trainer.push_scores([1], [0.5]), trainer.stats()["sessions"]) == (1, 1)
 
         with (keys / "clients.txt").open("a") as file:
