@@ -45,6 +45,8 @@ COLUMNS = {  # of the level table: its head, and how a value is written
     "by_score": ("by score", "{:.3%}"),
     "by_staleness": ("by staleness", "{:.3%}"),
     "staleness": ("staleness", "{:,}"),
+    "plays": ("plays", "{:,}"),
+    "last_return": ("last return", "{:.4g}"),
 }
 SORTED_BY = {"rank": "score", "by_score": "weight", "by_staleness": "staleness"}  # what a column without a key sorts by
 
@@ -220,6 +222,6 @@ class Top(App[None]):
         at = table.cursor_row
         table.clear()
         for row in found["rows"]:
-            cells = (Text(shape.format(row[key]), justify="right") for key, (_, shape) in COLUMNS.items())
-            table.add_row(*cells, key=str(row["id"]))
+            cells = ("" if row[key] is None else shape.format(row[key]) for key, (_, shape) in COLUMNS.items())
+            table.add_row(*(Text(cell, justify="right") for cell in cells), key=str(row["id"]))
         table.move_cursor(row=min(at, max(table.row_count - 1, 0)))

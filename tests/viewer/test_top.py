@@ -18,9 +18,13 @@ from plr_server.__main__ import main
 from plr_server.viewer import collect, top
 from plr_server.viewer import watched as one_curriculum
 from plr_server.viewer.collect import Collector
+from plr_server.viewer.measures import SORT_KEYS
 
 TRAIN = Config(levels=range(40), temperature=0.5, staleness_coef=0.3)
 CONFIGS = {"train": TRAIN, "eval": Config(levels=range(1000, 1007), strategy="sequential")}
+
+
+RETURNED = 3  # the level of the one episode that was pushed: its return is 0.5
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,9 @@ def watched():
             scores = rng.random(8)
             trainer.push_scores(levels, scores)
             curriculum.update_scores(levels, scores)
+        episode = ([[0.0]], [[0.5]], [[True]], [[RETURNED]], [0.0])
+        trainer.push(*episode)
+        curriculum.update(*episode)
         with Collector(server.address) as collector:
             faults.eventually(lambda: "eval" in said(collector) and "history" in said(collector)["eval"], "two looks")
             yield collector, curriculum
@@ -97,6 +104,7 @@ def test_it_shows_what_the_curriculum_says(watched):
             assert column(pilot, "weight") == [f"{weights[i]:.3%}" for i in order]
             assert column(pilot, "score") == [f"{scores[i]:.4g}" for i in order]
             assert column(pilot, "staleness") == [str(staleness[i]) for i in order]
+            assert column(pilot, "last_return") == ["0.5" if ids[i] == RETURNED else "" for i in order]
 
     asyncio.run(look())
 
@@ -119,6 +127,10 @@ def test_sorting_by_keys_and_by_a_click(watched):
             await shows(pilot, lambda: column(pilot, "id") == by_id[::-1], "the highest id first")
             await pilot.click(DataTable, offset=(9, 0))
             await shows(pilot, lambda: column(pilot, "id") == by_id, "a second click turns it round")
+            for key in (*SORT_KEYS[SORT_KEYS.index("id") + 1 :], SORT_KEYS[0]):
+                await pilot.press("s")
+                order = f"levels by {top.COLUMNS[key][0]}, largest first"
+                await shows(pilot, lambda order=order: order in text(pilot, "#head"), order)
 
     asyncio.run(sort())
 
