@@ -36,7 +36,7 @@ def make_env(_: dict) -> gym.Env:
 def train(args: argparse.Namespace) -> None:
     register_env("minigrid", make_env)
     curriculum = Config(levels=range(200), gamma=GAMMA, gae_lambda=GAE_LAMBDA, seed=args.seed)  # PLR
-    start(curriculum, insecure=args.insecure)  # PLR
+    start(curriculum, keys=args.keys)  # PLR
     config = (
         PPOConfig()
         .environment("minigrid")
@@ -68,7 +68,9 @@ def main() -> None:
     parser.add_argument("--env-runners", type=int, default=2)
     parser.add_argument("--learners", type=int, default=0, help="0: in this process")
     parser.add_argument("--ray", default="local", metavar="ADDRESS", help="a cluster to join, such as auto")
-    parser.add_argument("--insecure", action="store_true", help="serve beyond loopback, for a cluster of several nodes")
+    parser.add_argument(
+        "--keys", metavar="DIR", help="of plr-server keygen, for several nodes; PLR_KEYS names a trainer's"
+    )
     args = parser.parse_args()
     ray.init(args.ray)
     train(args)

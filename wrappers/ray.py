@@ -35,6 +35,7 @@ def start(
     name: str = "plr",
     *,
     port: int = 0,
+    keys: str | os.PathLike[str] | None = None,
     insecure: bool = False,
     state_dir: str | os.PathLike[str] | None = None,
     fsync: str = "interval",
@@ -43,16 +44,18 @@ def start(
 ) -> str:
     """Starts a server on the cluster; it stays when this job ends, until `stop`.
 
-    The server listens on loopback, for a cluster of one node, or with `insecure` on the IP address of its node. Where
-    the actor is restarted (`max_restarts`), so is the server: with `state_dir` it goes on where it ended, on whichever
+    The server listens on loopback, for a cluster of one node, or with `keys` on the IP address of its node. Where the
+    actor is restarted (`max_restarts`), so is the server: with `state_dir` it goes on where it ended, on whichever
     node; without, its table is empty. Clients that were given a `Lookup` find it wherever it is.
 
     Args:
         config: the curriculum's configuration; or several by name, each a curriculum of its own in the one server.
         name: what the cluster knows it by.
         port: where it listens; 0 for a free one.
-        insecure: listen beyond loopback: there is no authentication, so whoever reaches the node may read and change
-            the curriculum. Needed where the cluster has several nodes.
+        keys: a folder that `plr-server keygen` made, on storage that the server's node reaches under this path: listen
+            beyond loopback, for clients with one of its keys (`keys=` of theirs, or PLR_KEYS). Where the cluster has
+            several nodes it needs this, or `insecure`.
+        insecure: listen beyond loopback without keys: whoever reaches the node may read and change the curriculum.
         state_dir: the folder that the state lives in, on storage that every node reaches under this path. A server that
             is started on it takes it over: one that still runs on a node that was cut off no longer acknowledges.
         fsync: when a command is on that storage: as for `plr_server.launch`.
@@ -64,21 +67,22 @@ def start(
         The address, `tcp://HOST:PORT`, once clients can connect.
 
     Raises:
-        InvalidInput: there is a server of that name already, or several nodes and no `insecure`.
-        ServerStartError: the configuration or the address cannot be served, or there was no server in time. Nothing is
-            left of it.
+        InvalidInput: there is a server of that name already, or several nodes and neither `keys` nor `insecure`.
+        ServerStartError: the configuration, the keys or the address cannot be served, or there was no server in time.
+            Nothing is left of it.
     """
     nodes = _alive_nodes()
-    if nodes > 1 and not insecure:
+    if nodes > 1 and keys is None and not insecure:
         expected = (
-            f"True, said aloud, on a cluster of {nodes} nodes: only beyond loopback do the others reach the server, "
-            "and there anybody may change the curriculum"
+            f"a folder of keys (plr-server keygen), or insecure=True said aloud, on a cluster of {nodes} nodes: only "
+            "beyond loopback do the others reach the server, and there without keys anybody may change the curriculum"
         )
-        raise InvalidInput("insecure", expected, "False")
+        raise InvalidInput("keys", expected, "none")
     actor = ray.remote(num_cpus=0, max_task_retries=-1)(_Daemon)  # retries: who asks during a restart waits for it
     detached = actor.options(**actor_options, name=name, namespace=NAMESPACE, lifetime="detached")
     try:
-        daemon = detached.remote(config, port, insecure, state_dir, fsync)
+        options = {"keys": keys, "insecure": insecure, "state_dir": state_dir, "fsync": fsync}
+        daemon = detached.remote(config, port, options)
     except ValueError as error:  # how Ray says that the name is taken
         expected = "a name that is free (stop() ends the server that has it, address() finds it)"
         raise InvalidInput("name", expected, repr(name)) from error
@@ -133,7 +137,7 @@ class Lookup:
 def _address(name: str, timeout_s: float | None) -> str:
     found, node = ray.get(_daemon(name).address.remote(), timeout=timeout_s)
     if LOOPBACK in found and node != ray.get_runtime_context().get_node_id():
-        expected = "that of a server that other nodes reach (start it with insecure=True)"
+        expected = "that of a server that other nodes reach (start it with keys=DIR)"
         raise InvalidInput("name", expected, f"{name!r}, which listens on the loopback of another node")
     return str(found)
 
@@ -162,7 +166,7 @@ def make_known(what: object, where: str, name: str) -> Any:
         InvalidInput: the name is taken, or there are several nodes, which do not reach the address.
     """
     if _alive_nodes() > 1 and (where.startswith("ipc:") or LOOPBACK in where):
-        expected = "one that all nodes reach, by address=wrappers.ray.start(Config(...), insecure=True)"
+        expected = "one that all nodes reach, by address=wrappers.ray.start(Config(...), keys=DIR)"
         raise InvalidInput("curriculum", expected, f"one at {where}")
     try:
         return ray.remote(num_cpus=0)(_Note).options(name=name).remote(what)
@@ -210,19 +214,12 @@ class _Daemon:
     from its state directory. The server before may still run there, on a node that only Ray takes for dead.
     """
 
-    def __init__(
-        self,
-        config: Config | Mapping[str, Config],
-        port: int,
-        insecure: bool,
-        state_dir: str | os.PathLike[str] | None,
-        fsync: str,
-    ) -> None:
+    def __init__(self, config: Config | Mapping[str, Config], port: int, options: Mapping[str, Any]) -> None:
         from plr_server import launch  # noqa: PLC0415  needed on this node alone
 
-        host = ray.util.get_node_ip_address() if insecure else LOOPBACK
-        where, taken = f"tcp://{host}:{port}", state_dir is not None
-        self._context = launch(config, where, insecure=insecure, state_dir=state_dir, fsync=fsync, take_over=taken)
+        beyond = options["insecure"] or options["keys"] is not None
+        host = ray.util.get_node_ip_address() if beyond else LOOPBACK
+        self._context = launch(config, f"tcp://{host}:{port}", take_over=options["state_dir"] is not None, **options)
         self._server = self._context.__enter__()  # it ends with this process, however that dies
         threading.Thread(target=self._watch, daemon=True).start()
 

@@ -721,7 +721,7 @@ def make_ray_curriculum(curriculum: PrioritizedLevelReplay, actor_name: str = "c
 
     Args:
         curriculum: the curriculum. On a cluster of several nodes it is one with the address of a daemon that they all
-            reach, such as that of `wrappers.ray.start(Config(...), insecure=True)`.
+            reach, such as that of `wrappers.ray.start(Config(...), keys=DIR)`.
         actor_name: the name, for as long as the curriculum lives.
 
     Raises:

@@ -24,8 +24,9 @@ from ray.tune.registry import register_env
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rllib_recording import RecordingLearner, ShowsLevel, load, pushed_rows, seen_rows
 
-from plr_client import InvalidInput, LevelClient, ServerStartError, Trainer
+from plr_client import InvalidInput, LevelClient, NotAdmitted, ServerStartError, Trainer
 from plr_server import Config
+from plr_server.serving.keys import make_key
 from wrappers import LevelReplay
 from wrappers.ray import NAMESPACE, Lookup, address, start, stop
 from wrappers.rllib import LevelReplayPPOTorchLearner
@@ -100,7 +101,9 @@ def test_on_one_node_it_listens_on_loopback_which_no_other_node_takes_for_its_ow
 
 
 def test_several_nodes_need_a_word_said_aloud(name):
-    with pytest.raises(InvalidInput, match=r"insecure: expected True, said aloud, on a cluster of 2 nodes"):
+    with pytest.raises(
+        InvalidInput, match=r"keys: expected a folder .*, or insecure=True said aloud, on a cluster of 2"
+    ):
         start(Config(), name)
     with pytest.raises(InvalidInput, match="name: expected that of a server started on this cluster"):
         address(name)
@@ -118,6 +121,18 @@ def test_every_node_finds_it_by_name(name):
         start(Config(), name, insecure=True)
     with Trainer(found) as trainer:
         assert trainer.stats()["levels"] == 2  # the first one is unharmed
+
+
+def test_with_keys_it_listens_beyond_loopback_for_those_that_have_one(name, tmp_path):
+    key = make_key(tmp_path, name="env", role="worker")
+    found = start(Config(levels=[3, 5]), name, keys=tmp_path, resources={"there": 1})
+    assert "127.0.0.1" not in found
+    with pytest.raises(NotAdmitted, match=r"expected a key file, which the server at .* asks for"):
+        ray.get(ask.options(resources={"here": 1}).remote(found))
+    with_key = {"env_vars": {"PLR_KEYS": str(key)}}
+    assert ray.get(ask.options(resources={"here": 1}, runtime_env=with_key).remote(found)) in {3, 5}
+    with LevelClient(Lookup(name), keys=key) as client:
+        assert client.next()[0].level in {3, 5}
 
 
 def test_several_curricula(name):

@@ -8,7 +8,19 @@ from plr_client import NotAdmitted, NotAllowed
 from plr_server.serving.roles import Client, allowed
 
 WORKER = {"hello", "goodbye", "next", "levels", "describe"}
-TRAINER = {"push", "push_step", "push_scores", "insert", "stats", "counters", "timings", "weights", "scores"}
+TRAINER = {
+    "push",
+    "push_step",
+    "push_scores",
+    "insert",
+    "stats",
+    "counters",
+    "timings",
+    "weights",
+    "scores",
+    "table",
+    "sync",
+}
 OPERATOR = {"save", "set_score_function"}
 RIGHTS = {"worker": WORKER, "trainer": WORKER | TRAINER, "operator": WORKER | TRAINER | OPERATOR}
 CLIENTS = {f"key of the {role}": Client(f"some {role}", role) for role in RIGHTS}

@@ -37,6 +37,8 @@ TRAINERS = {
     "stats": {},
     "counters": {},
     "timings": {},
+    "table": {},
+    "sync": {},
     "weights": {},
     "scores": {},
 }
