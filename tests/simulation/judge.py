@@ -164,7 +164,7 @@ class Judge:
             require(same_request, "a reply's position", reply, "there is", command)
         if not memory_only:
             self._kept = max(self._kept, position)
-            if self._replies_wait:
+            if self._replies_wait or (request.op == "save" and reply.error is None):
                 self._durable = max(self._durable, position)
         self._durable = max(self._durable, reply.durable)
 

@@ -10,7 +10,7 @@ import os
 import random
 
 from plr_server.durability import files
-from plr_server.durability.records import read_origin, read_records
+from plr_server.durability.records import MAGIC, read_origin, read_records
 
 CALLS = (
     "make_folder",
@@ -142,7 +142,9 @@ class SimulatedDisk:
             return bytes(length)
         if kind == 1 or len(self._stale) < length:
             return self.rng.randbytes(length)
-        begin = self.rng.randrange(len(self._stale) - length + 1)
+        last = len(self._stale) - length
+        record = self._stale.rfind(MAGIC, 0, self.rng.randrange(last + 1) + 1)
+        begin = max(record, 0)
         return self._stale[begin : begin + length]
 
     def rots(self):
@@ -187,7 +189,7 @@ class SimulatedDisk:
             gone = self._entries.pop(name, None)
             if inode is not None:
                 self._entries[name] = inode
-            elif len(entries) == 1 and gone.data:
+            elif len(entries) == 1 and name.startswith("journal"):
                 self._stale = bytes(gone.data)
         self._changes.append(entries)
 

@@ -12,41 +12,27 @@ import copy
 import heapq
 import logging
 import random
-from collections import deque
-from pathlib import Path
 
 import numpy as np
-from judge import MAX_FRAME_BYTES, Failure, Judge, require
-from simulated_clients import LEVELS, READS, Client
-from simulated_disk import Background, Crash, SimulatedDisk
+from judge import Failure, Judge, require
+from simulated_clients import Client
+from simulated_disk import Crash, SimulatedDisk
+from simulated_server import CONFIGS, Server
 
-from plr_client.errors import ServerStartError, StateDamaged, StateDiverged, StateNotWritten
-from plr_client.protocol import Notice, decode_reply, decode_request
-from plr_server import Config, Curriculum
+from plr_client.errors import ServerStartError, StateDamaged, StateDiverged
+from plr_client.protocol import decode_request
 from plr_server.curriculum import state_machine
 from plr_server.durability import state_dir
-from plr_server.durability.records import Kind
-from plr_server.durability.state_dir import StateDir
-from plr_server.durability.values import pack
 from plr_server.serving import loop
-from plr_server.serving.dispatch import Dispatcher
-from plr_server.serving.loop import _Loop
-from plr_server.serving.restart import restart
-from plr_server.serving.turns import Received
 
-FOLDER = Path("state")
 RETURN_WITHIN_S = 12.0  # instead of a minute
 LATEST_S = 6.0  # that a message comes
-VERY_LATE_S = 30.0  # a copy of a request, but not of a hello: one that comes after its session was forgotten begins it
+VERY_LATE_S = 30.0  # that a copy of a request comes
 LOOKS_EVERY_S = 1.0
 MAY_FAIL = ("sync",) * 4 + ("sync_folder", "write", "truncate", "rename", "link", "unlink", "open_new", "read")
 IMMUTABLE = frozenset((bool, int, float, str, bytes, type(None)))
 END_S = 200.0  # of the troubles
 STUCK_S = 1500.0
-CONFIGS = {
-    "seeds": Config(levels=range(LEVELS), seed=3, num_steps=2, staleness_coef=0.5),
-    "payloads": Config(levels="payloads", capacity=3, seed=4, num_steps=2, partial="stitch"),
-}
 
 
 class World:
@@ -63,8 +49,8 @@ class World:
         self.rng = rng = random.Random(seed)
         self.now_s = 0.0
         self._due, self._num_due = [], 0
-        self.fsync = rng.choice(("always", "interval"))
         self._power = rng.random() < 0.5  # what a crash is
+        self.fsync = rng.choice(("always", "interval") if self._power else ("always", "interval", "never"))
         self._rots = rng.random() < 0.1
         self._loses, self._doubles = rng.choice((0.0, 0.05, 0.3)), rng.choice((0.0, 0.1, 0.4))
         self.is_lossy = self._loses > 0
@@ -122,23 +108,22 @@ class World:
 
     def _plan_troubles(self):
         rng = self.rng
+        begin_s, end_s = sorted((rng.random() * 8.0, rng.random() * 14.0))
+        if rng.random() < 0.25:
+            self.after(begin_s, self._set, "full", True)
+            self.after(end_s, self._set, "full", False)
+        elif rng.random() < 0.3:
+            failing = {name: rng.choice((0.2, 1.0)) for name in rng.sample(MAY_FAIL, rng.randrange(1, 4))}
+            self.after(begin_s, self._set, "failing", failing)
+            self.after(end_s, self._set, "failing", {})
+        elif rng.random() < 0.1:
+            self.disk.lies = self.judge.disk_lied = True
         for _ in range(rng.choice((0, 1, 1, 2, 3))):
-            at_s = rng.random() * 12.0
+            at_s = rng.uniform(begin_s, end_s) if rng.random() < 0.5 else rng.random() * 12.0
             if rng.random() < 0.7:
                 self.after(at_s, self._crash_soon, rng.randrange(40))
             else:
                 self.after(at_s, self.crash)
-        if rng.random() < 0.25:
-            begin_s = rng.random() * 8.0
-            self.after(begin_s, self._set, "full", True)
-            self.after(begin_s + rng.random() * 8.0, self._set, "full", False)
-        if rng.random() < 0.25:
-            begin_s = rng.random() * 8.0
-            failing = {name: rng.choice((0.2, 1.0)) for name in rng.sample(MAY_FAIL, rng.randrange(1, 4))}
-            self.after(begin_s, self._set, "failing", failing)
-            self.after(begin_s + rng.random() * 8.0, self._set, "failing", {})
-        if rng.random() < 0.05:
-            self.disk.lies = self.judge.disk_lied = True
         for client in self.clients:
             if rng.random() < 0.2:
                 self.after(rng.random() * 8.0, self._cut_off, client, rng.random() * 3 * RETURN_WITHIN_S)
@@ -245,14 +230,19 @@ class World:
     def to_server(self, peer, frames):
         if not self._client_of[peer].cut_off:
             for copy in range(self._copies()):
-                is_late = copy and self.rng.random() < 0.2 and decode_request(frames).op != "hello"
-                late_s = VERY_LATE_S if is_late else 0.0
-                self.after(self._flight_s(peer, 0) + late_s, self._arrives, peer, frames)
+                late_s = VERY_LATE_S if copy and self.rng.random() < 0.2 else 0.0
+                self.after(self._flight_s(peer, 0) + late_s, self._arrives, peer, frames, late_s)
 
-    def _arrives(self, peer, frames):
-        if self.server is not None:
-            self.server.wire.inbox.append((peer, frames))
-            self.after(self.rng.random() * 0.01, self._serve, self.server)
+    def _arrives(self, peer, frames, late_s):
+        server = self.server
+        if server is None:
+            return
+        if late_s:  # a hello that comes after its session was forgotten would begin it: none is as late as that
+            request = decode_request(frames)
+            if request.op == "hello" and server.has_forgotten(request.session):
+                return
+        server.wire.inbox.append((peer, frames))
+        self.after(self.rng.random() * 0.01, self._serve, server)
 
     def _serve(self, server):
         if server is self.server:
@@ -280,118 +270,6 @@ class World:
         if not self._doubles:
             arrives_s = self._arrived_s[peer, direction] = max(arrives_s, self._arrived_s.get((peer, direction), 0.0))
         return arrives_s - self.now_s
-
-
-class Server:
-    """One life of the server, on the world's disk and network."""
-
-    def __init__(self, world, *, accept_loss):
-        self.world, self.judge, self.rng = world, world.judge, world.rng
-        self.background = Background()
-        state_dir.ThreadPoolExecutor = lambda *_: self.background
-        log = StateDir(FOLDER, fsync=world.fsync, accept_loss=accept_loss)
-        curricula = {name: Curriculum(config) for name, config in CONFIGS.items()}
-        self.dispatcher = Dispatcher(curricula, max_frame_bytes=MAX_FRAME_BYTES)
-        restart(self.dispatcher, log)
-        world.found(log.sequence, self._state())
-        self.log, self._write, self._answer = log, log.write, self.dispatcher.answer
-        log.write, self.dispatcher.answer = self._written, self._answered
-        self.wire = SimulatedWire(world, self)
-        self._request = None
-        self._told = {}
-        self.loop = _Loop(self.dispatcher, self.wire, None, log)
-
-    def _state(self):
-        return b"".join(pack(self.dispatcher.state()))
-
-    def answer_some(self):
-        while not self.loop._answer_some():
-            pass
-        if self.rng.random() < 0.5:
-            self.look()
-
-    def look(self):
-        self.loop._note_closed()
-        self.loop._do_what_is_due()
-        self.log.look_after()
-        if self.rng.random() < 0.5:
-            self.background.step()
-
-    def stop(self):
-        self.log.close()
-        self.judge.agrees(self._state())
-
-    # ---- what is seen of it
-
-    def _written(self, kind, payload, *, op, needed):
-        request = self._request if kind is Kind.REQUEST else None
-        session = None if request is None else self.dispatcher.sessions.get(request.session)
-        self.judge.writes(kind, b"".join(payload), request, 0 if session is None else session.begun)
-        try:
-            self._write(kind, payload, op=op, needed=needed)
-        except StateNotWritten:
-            self.judge.has_not_written()
-            raise
-        require(not needed or self.log._behind is None, "a push in memory alone", op)
-        self.judge.has_written(self.log.sequence)
-
-    def _answered(self, peer, frames, *key):
-        self._request = decode_request(frames)
-        reply = self._answer(peer, frames, *key)
-        if self._request.op in READS:
-            self.judge.answers_read(self._request, reply)
-        memory_only = self.log._behind is not None
-        self._told[id(reply)] = reply, self._request, len(self.judge.history), memory_only
-        return reply
-
-    def tells(self, frames):
-        _, request, position, memory_only = self._told.pop(id(frames))
-        reply = decode_reply(list(map(bytes, frames)))
-        require(reply.error is None or reply.error.code != "server_error", "the server's own failure", reply.error)
-        self.judge.tells(request, reply, position, memory_only=memory_only)
-        return reply
-
-
-class SimulatedWire:
-    """What the loop sees of the network: plr_server.serving.wire without a socket."""
-
-    def __init__(self, world, server):
-        self._world, self._server = world, server
-        self.inbox, self._known, self._closed = deque(), set(), []
-
-    def receive(self):
-        if not self.inbox:
-            return None
-        peer, frames = self.inbox.popleft()
-        self._known.add(peer)
-        return Received(peer, None, frames, None)
-
-    def send(self, peer, frames):
-        if not self._world.connected(peer):
-            return False
-        if not isinstance(decode_reply(frames), Notice):
-            raise NotImplementedError
-        return True
-
-    def send_reply(self, peer, frames, _refusal):
-        reply = self._server.tells(frames)
-        if self._world.connected(peer):
-            self._world.to_client(peer, reply)
-
-    def close_peer(self, peer):
-        if peer in self._known:
-            self._known.discard(peer)
-            self._closed.append(peer)
-
-    def closed_peers(self):
-        closed, self._closed = self._closed, []
-        return closed
-
-    def knows(self, peer):
-        return peer in self._known
-
-    def crowded(self):
-        return False
 
 
 def run(seed):
