@@ -63,7 +63,7 @@ class Server:
         self.loop._note_closed()
         self.loop._do_what_is_due()
         self.log.look_after()
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.3:
             self.background.step()
 
     def has_forgotten(self, name):

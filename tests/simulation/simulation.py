@@ -29,7 +29,20 @@ RETURN_WITHIN_S = 12.0  # instead of a minute
 LATEST_S = 6.0  # that a message comes
 VERY_LATE_S = 30.0  # that a copy of a request comes
 LOOKS_EVERY_S = 1.0
-MAY_FAIL = ("sync",) * 4 + ("sync_folder", "write", "truncate", "rename", "link", "unlink", "open_new", "read")
+MAY_FAIL = (
+    "sync",
+    "sync",
+    "sync",
+    "unlink",
+    "unlink",
+    "sync_folder",
+    "write",
+    "truncate",
+    "rename",
+    "link",
+    "open_new",
+    "read",
+)
 IMMUTABLE = frozenset((bool, int, float, str, bytes, type(None)))
 END_S = 200.0  # of the troubles
 STUCK_S = 1500.0
@@ -113,7 +126,7 @@ class World:
             self.after(begin_s, self._set, "full", True)
             self.after(end_s, self._set, "full", False)
         elif rng.random() < 0.3:
-            failing = {name: rng.choice((0.2, 1.0)) for name in rng.sample(MAY_FAIL, rng.randrange(1, 4))}
+            failing = {name: rng.choice((0.2, 1.0)) for name in rng.sample(MAY_FAIL, rng.randrange(1, 5))}
             self.after(begin_s, self._set, "failing", failing)
             self.after(end_s, self._set, "failing", {})
         elif rng.random() < 0.1:
@@ -230,7 +243,7 @@ class World:
     def to_server(self, peer, frames):
         if not self._client_of[peer].cut_off:
             for copy in range(self._copies()):
-                late_s = VERY_LATE_S if copy and self.rng.random() < 0.2 else 0.0
+                late_s = VERY_LATE_S if copy and self.rng.random() < 0.5 else 0.0
                 self.after(self._flight_s(peer, 0) + late_s, self._arrives, peer, frames, late_s)
 
     def _arrives(self, peer, frames, late_s):
