@@ -382,6 +382,13 @@ def test_view_of_what_is_no_history_and_no_address(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("option", ["group", "render"])
+def test_view_refuses_a_function_that_is_none(option, capsys):
+    assert main(["view", "ipc:///nowhere", f"--{option}", "no_such_module:rooms", "--port", "0"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"plr-server: {option}: expected module:function that can be imported (from the folder")
+
+
 def test_view_opens_the_page_where_it_is_asked_to(server, monkeypatch, capsys):
     opened = []
 
