@@ -30,6 +30,7 @@ from plr_server import Config, launch
 from wrappers import LevelReplay, LevelReplayVector
 
 LEVELS = range(400)  # a level is a seed: it decides how many rooms lie on the way to the goal, and how they lie
+ROOT = Path(__file__).parents[1]
 HELD_OUT = range(10_000, 10_064)  # levels that are never trained on
 ROOMS = range(2, 7)
 ACTIONS = np.array([0, 1, 2, 5])  # turn left, turn right, go forward, open or close a door
@@ -134,7 +135,9 @@ def success_rate(agent: Agent, envs: gym.vector.VectorEnv) -> float:
 def live_page(address: str, kept: Path) -> Iterator[str]:
     """Yields where a page shows what a server does; keeps it as a file when the context ends."""
     command = [sys.executable, "-m", "plr_server", "view", address, "--port", "0"]  # a free one
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as viewer:  # noqa: S603  our own command
+    for option, name in (("--group", "rooms_of"), ("--render", "picture_of")):
+        command += [option, f"examples.minigrid_demo:{name}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as viewer:  # noqa: S603  our own command
         try:
             url = viewer.stdout.readline().split()[-1]  # plr-server view at URL
             yield url

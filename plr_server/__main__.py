@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import json
 import logging
@@ -41,6 +42,7 @@ else:
 
 DEFAULT_BIND = "tcp://127.0.0.1:5555"
 DEFAULT_VIEW_PORT = 8787
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -425,12 +427,19 @@ def _view(options: argparse.Namespace) -> int:
             webbrowser.open(url)
 
     if "://" in options.source:
+        _give_back_memory()
         functions = _functions(options)
         with Collector(options.source, options.history, keys=options.keys, functions=functions) as collector:
             serve_pages(collector, options.port, ready=ready, parent_pid=options.parent_pid)
     else:
         serve_pages(read_file(Path(options.source)), options.port, ready=ready)
     return 0
+
+
+def _give_back_memory() -> None:
+    """Has the C library give memory back at once: a page that looks at a million levels needs it for moments only."""
+    with contextlib.suppress(AttributeError, OSError):  # another library than glibc
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**17)  # otherwise it grows with what is freed, up to 32 MiB
 
 
 def _functions(options: argparse.Namespace) -> Functions:

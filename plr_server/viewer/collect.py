@@ -111,6 +111,8 @@ class Collector:
             selected: the curriculum whose history is in it; None: those of all, and the first rows of their level
                 tables, as for a file.
         """
+        for watched in [] if selected is not None else list(self._watched.values()):
+            watched.await_look()
         with self._changed:
             said = self._all()
             for name, watched in self._watched.items():
@@ -126,6 +128,7 @@ class Collector:
             watched = self._watched.get(name)
         if watched is None:
             return {"total": 0, "rows": []}
+        watched.await_look()
         return watched.rows(sort, descending=descending, limit=limit, find=find)
 
     def level(self, name: str, level: int) -> dict[str, Any]:
@@ -138,8 +141,10 @@ class Collector:
         """
         with self._changed:
             watched = self._watched.get(name)
-            if watched is None:
-                return {"row": None, "history": {}}
+        if watched is None:
+            return {"row": None, "history": {}}
+        watched.await_look()
+        with self._changed:
             found = watched.rows("id", descending=False, limit=1, find=level)["rows"]
             known = {"row": found[0] if found else None, "history": watched.past(level) if found else {}}
         with contextlib.suppress(PlrError):

@@ -22,6 +22,7 @@ from plr_server.curriculum.config import Config
 
 SCORE_BINS = 32
 MASS_BINS = 64
+AT_ONCE = 2**16  # levels, where all at once would take too much memory
 MOST_MASS = 0.9  # "so many levels take 90 % of the replays"
 DIGITS = 6  # of a number in the history: more than a chart shows
 QUANTILES_OF_TIMES = (("p50_s", 0.5), ("p99_s", 0.99))
@@ -87,9 +88,9 @@ def look(config: Config, draws: int, levels: TableRows) -> tuple[Look, dict[str,
         score_min to score_max, mass_shares: how P_replay spreads over up to 64 equal stretches of the level space, both
         as `shade` packs them. What is said of seen levels is None while there is none.
     """
-    where = np.flatnonzero(levels.seen)
-    of_seen = levels.scores[where]
-    best_first = np.argsort(-of_seen, kind="stable")
+    where = np.flatnonzero(levels.seen).astype(np.int32)
+    of_seen = levels.scores if len(where) == len(levels.ids) else levels.scores[where]
+    best_first = _best_first(of_seen)
     ranks = np.zeros(len(levels.ids), dtype=np.int32)
     ranks[where[best_first]] = np.arange(1, len(where) + 1)
     by_score, by_staleness = np.zeros(len(levels.ids), dtype=np.float32), np.zeros(len(levels.ids), dtype=np.float32)
@@ -97,10 +98,12 @@ def look(config: Config, draws: int, levels: TableRows) -> tuple[Look, dict[str,
         by_score += _p_of_baseline(config, draws, len(levels.ids))
     elif len(where):
         coef = config.staleness_coef
-        by_score[where] = (1.0 - coef) * _p_score(config, of_seen, best_first)
+        by_score[where] = _p_score(config, of_seen, best_first)
+        by_score *= np.float32(1.0 - coef)
         if coef:
             ages = levels.staleness[where].astype(np.float64)
-            by_staleness[where] = coef * _normalised(_powers(ages, 1.0 / config.staleness_temperature))
+            by_staleness[where] = _normalised(_powers(ages, 1.0 / config.staleness_temperature))
+            by_staleness *= np.float32(coef)
     weights = by_score + by_staleness
     summary: dict[str, Any] = {
         "effective_levels": _effective_levels(weights),
@@ -122,8 +125,9 @@ def look(config: Config, draws: int, levels: TableRows) -> tuple[Look, dict[str,
         ages = np.sort(levels.staleness[where])
         age_q50, age_q90, oldest = _quantiles(ages, (0.5, 0.9, 1.0))
         del ages
-        played = (levels.since_played >= 0) & (weights > 0)
-        mass_played = float(weights[played].sum(dtype=np.float64))
+        played = levels.since_played >= 0
+        mass_played = float(weights.sum(dtype=np.float64, where=played))
+        waited = weights * levels.since_played.clip(min=0)
         returned = levels.last_returns[~np.isnan(levels.last_returns)]
         summary |= {
             "drawn_score": float(np.dot(weights, levels.scores)),
@@ -138,7 +142,7 @@ def look(config: Config, draws: int, levels: TableRows) -> tuple[Look, dict[str,
             "staleness_q50": age_q50,
             "staleness_q90": age_q90,
             "staleness_max": oldest,
-            "score_age": float(weights[played] @ levels.since_played[played]) / mass_played if mass_played else None,
+            "score_age": float(waited.sum(dtype=np.float64)) / mass_played if mass_played else None,
             "mean_return": float(returned.mean(dtype=np.float64)) if len(returned) else None,
         }
     rounded = {name: rounded_to(DIGITS, x) if isinstance(x, float) else x for name, x in summary.items()}
@@ -160,22 +164,30 @@ def _p_of_baseline(config: Config, draws: int, num: int) -> Singles:
     return chances
 
 
-def _p_score(config: Config, scores: Floats, best_first: Ints) -> Floats:
+def _best_first(values: Floats) -> NDArray[np.int32]:
+    """Returns (n,) the order of values, the highest first, equal ones as they are."""
+    return np.argsort(-values, kind="stable").astype(np.int32)
+
+
+def _p_score(config: Config, scores: Floats, best_first: NDArray[np.int32]) -> Floats | Singles:
     """Returns (n,) P_S of n seen levels: the equations of `sampling.transforms`, of all levels at once."""
     transform, exponent, num = config.transform, 1.0 / config.temperature, len(scores)
     if config.strategy == "uniform" or transform == "constant":
         return np.full(num, 1.0 / num)
     if transform in ("match", "match_rank"):
         scores = (1.0 - scores) * scores
-        best_first = np.argsort(-scores, kind="stable")
+        best_first = _best_first(scores)
     if transform in ("power", "match"):
         return _normalised(_powers(np.maximum(scores, 0.0), exponent))
     if transform == "softmax":
-        return _normalised(np.exp((scores - scores.max()) * exponent))
-    p_score = np.empty(num)
+        powers = scores - scores.max()
+        powers *= exponent
+        return _normalised(np.exp(powers, out=powers))
+    p_score = np.empty(num, dtype=np.float32)
     if transform in ("rank", "match_rank"):
-        p_score[best_first] = np.arange(1.0, num + 1.0) ** -exponent
-        return _normalised(p_score)
+        by_rank = np.arange(1.0, num + 1.0)
+        p_score[best_first] = _normalised(np.power(by_rank, -exponent, out=by_rank))
+        return p_score
     eps = config.eps if transform == "eps_greedy" else 0.0
     p_score[:] = eps / num
     p_score[best_first[0]] += 1.0 - eps
@@ -215,10 +227,15 @@ def _effective_levels(weights: Singles) -> float:
 
 def _most_mass_levels(weights: Singles) -> int:
     """Returns how many of the heaviest weights it takes to reach 90 % of their sum."""
-    heaviest_first = np.sort(weights)[::-1].cumsum(dtype=np.float64)
-    if not len(heaviest_first) or not heaviest_first[-1]:
-        return 0
-    return int(heaviest_first.searchsorted(MOST_MASS * heaviest_first[-1])) + 1
+    wanted = MOST_MASS * float(weights.sum(dtype=np.float64))
+    heaviest_first = np.sort(weights)[::-1]
+    before = 0.0
+    for begin in range(0, len(weights) if wanted else 0, AT_ONCE):
+        up_to = before + np.cumsum(heaviest_first[begin : begin + AT_ONCE], dtype=np.float64)
+        if up_to[-1] >= wanted:
+            return begin + int(up_to.searchsorted(wanted)) + 1
+        before = float(up_to[-1])
+    return 0 if not wanted else len(weights)
 
 
 def _stretches(weights: Singles) -> Floats:

@@ -33,6 +33,8 @@ WORK_PATIENCE = 20.0  # ... and what it took to make sense of it, so that this p
 RATE_TICKS = 10  # that a rate is taken over
 CLIENT_TICKS = 600  # ten minutes, over which clients are missed
 PIECE_ROWS = 2**15  # of the level table, in one read
+MANY_LEVELS = 2**18  # more have one look in memory at a time
+LOOK_TIMEOUT_S = 10.0  # that a page waits for one that is being taken
 GROUP_S = 0.25  # for the groups of new levels, in one look
 FOLLOW = 128  # levels with a past of their own
 FOLLOW_FIRST = 16  # of each look: those most likely to be replayed next
@@ -72,6 +74,8 @@ class Watched:
         self.history = History()
         self.labels: Sequence[str] = ()  # of the groups that the history knows
         self._look: Look | None = None
+        self._has_look = threading.Event()  # or will not have one soon
+        self._has_look.set()
         self._speaks = threading.Lock()  # held by whoever asks the server
         self._run = 0  # of the server, as far as this viewer knows: ids of payloads begin anew in each
 
@@ -111,11 +115,18 @@ class Watched:
         began_s = time.monotonic()
         if began_s < self._next_look_s or _events(counters) == _events(self._looked_at):
             return counters, None
-        levels, read_s = self._table()
-        work_began_s = time.monotonic()
-        it, summary = look(self._config, counters["draws"], levels)
-        if self._groups is not None:
-            summary |= self._groups.look(it, self._given_of)
+        if counters["levels"] > MANY_LEVELS:  # two looks at once would take too much memory
+            self._has_look.clear()
+            self._look = None
+        try:
+            levels, read_s = self._table()
+            work_began_s = time.monotonic()
+            it, summary = look(self._config, counters["draws"], levels)
+            if self._groups is not None:
+                summary |= self._groups.look(it, self._given_of)
+        except BaseException:
+            self._has_look.set()  # there will be none
+            raise
         ended_s = time.monotonic()
         worked_s = ended_s - work_began_s
         self._looked_at = counters
@@ -186,6 +197,7 @@ class Watched:
         self._ticks.append((now_s, self._counters))
         if seen_now is not None:
             self._look, self._summary = seen_now
+            self._has_look.set()
             if self._groups is not None:
                 self.labels = self._groups.labels
             t = round(time.time(), 1)
@@ -224,9 +236,14 @@ class Watched:
         }
 
     def rows(self, sort: str, *, descending: bool, limit: int, find: int | None = None) -> dict[str, Any]:
-        if self._look is None:
+        it = self._look
+        if it is None:
             return {"total": 0, "rows": []}
-        return rows(self._look, sort, descending=descending, limit=limit, find=find)
+        return rows(it, sort, descending=descending, limit=limit, find=find)
+
+    def await_look(self) -> None:
+        """Waits for the look that is being taken, where the one before had to go for it."""
+        self._has_look.wait(LOOK_TIMEOUT_S)
 
     def saved_levels(self) -> dict[str, Any]:
         """Returns rows of the level table as a file has them: with what is known of their past, and their pictures."""

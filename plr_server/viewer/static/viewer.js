@@ -296,7 +296,7 @@ class Chart {
     const axis = { stroke: () => colour("--muted"), font: "12px system-ui, sans-serif",
       grid: { stroke: () => colour("--grid"), width: 1 }, ticks: { show: false } };
     const values = { ...axis, size: 54, values: (_, splits) => splits.map(number) };
-    const shares = { ...axis, scale: "share", size: 50, values: (_, splits) => splits.map((x) => `${Math.round(100 * x)} %`) };
+    const shares = { ...axis, scale: "share", size: 50, values: (_, splits) => splits.map(percent) };
     const axes = [{ ...axis, size: 30, space: 70, values: (_, splits, _axis, _space, step) => splits.map((t) => clock(t, step)) }];
     const { labels } = this.heat ?? {};
     if (labels) {
@@ -315,7 +315,7 @@ class Chart {
         x: { range: (_, low, high) => wide(low, high) },
         y: spec.heat ? { range: () => wide(this.heat.low, this.heat.high) }
           : spec.free ? {} : { range: (_, low, high) => [0, Math.max(high * 1.05, 1e-9)] },
-        share: { range: [0, 1.02] },
+        share: { range: spec.near ? (_, low, high) => [0, Math.max(high * 1.05, 1e-9)] : [0, 1.02] },
         second: { range: (_, low, high) => [0, Math.max(high * 1.05, 1e-9)] },
       },
       series: [{ label: "at", value: (_, t) => (t == null ? "–" : clock(t, 1)) }, ...(this.series ?? [{ show: true }])],
@@ -437,7 +437,7 @@ function tiles({ counters: c, rates: r, summary: s }) {
     ["drawn_score", "Replayed score", number(s.drawn_score), `uniform ${number(s.table_score)}`],
     ["replay_share", "Replay share", percent(c.draws ? c.replays / c.draws : null), `of ${number(c.draws)} draws`],
     ["staleness", "Staleness", number(s.staleness_q50), `90 % below ${number(s.staleness_q90)}`],
-    ["score_age", "Score age", number(s.score_age), "draws, when replayed"],
+    ["score_age", "Score age", number(s.score_age), "draws, at a replay"],
     ...(s.mean_return == null ? [] : [["mean_return", "Last return", number(s.mean_return), "mean of the levels"]]),
     ["draws_per_s", "Draws/s", number(r.draws), `${number(r.episodes)} episodes/s`],
     ["pushes_per_s", "Pushes/s", number(r.pushes), `${number(r.steps)} steps/s`],
@@ -583,6 +583,7 @@ const PAST = {
   title: "Its past",
   answer: () => "Its score, and its chance of being replayed next.",
   share: "right",
+  near: true, // a share of its own size
   free: true,
   series: [line("score", "--accent"), line("P_replay", "--second", { scale: "share", ...asPercent })],
   data: (h) => [h.score, h.weight],
