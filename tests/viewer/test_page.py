@@ -34,6 +34,7 @@ FLAGS = [
 ROOT = Path(__file__).parents[2]
 CONFIG = Config(levels=range(200), temperature=0.3)
 ALL_BYTES = 150_000
+MEMORY_BYTES = 150_000_000
 READABLE = 4.5  # contrast of text, as WCAG AA asks for
 WAIT_MS = 20_000
 
@@ -609,9 +610,15 @@ SENT = """['navigation', 'resource'].flatMap((type) => performance.getEntriesByT
   .reduce((sum, entry) => sum + entry.transferSize, 0)"""
 
 
-def test_all_that_is_sent_at_a_million_levels(tmp_path, visit):
+def peak_bytes(process):
+    """The most memory that a process has had."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+
+
+def test_all_that_is_sent_and_kept_at_a_million_levels(tmp_path, visit):
     bind, num = f"ipc://{tmp_path}/plr.sock", 1_000_000
-    with faults.daemon(bind, "--levels", f"0:{num}") as server, viewing(bind) as (url, _):
+    with faults.daemon(bind, "--levels", f"0:{num}") as server, viewing(bind) as (url, process):
         with Trainer(server.address, timeout_s=60.0) as trainer:
             for begin in range(0, num, 2**17):
                 ids = np.arange(begin, min(begin + 2**17, num))
@@ -623,3 +630,4 @@ def test_all_that_is_sent_at_a_million_levels(tmp_path, visit):
         page = visit(url).page
         page.wait_for_function("() => charts[0].plot && document.querySelectorAll('#rows tr').length === 50")
         assert page.evaluate(SENT) + page.evaluate("JSON.stringify(shown).length") <= ALL_BYTES
+        assert peak_bytes(process) <= MEMORY_BYTES
