@@ -39,7 +39,7 @@ test-slow: .venv/dev
 test-browser: .venv-browser/dev
 	.venv-browser/bin/python -m pytest -rs tests/viewer/test_page.py tests/viewer/test_wheel.py
 
-# A hundred kill -9 of a server under load, twice; and 100 000 commands through a proxy that cuts, and one that shuffles.
+# A hundred kill -9 of a server under load, three times; a thousand older state directories; and 100 000 commands through a proxy that cuts, and one that shuffles.
 soak: .venv/dev
 	$(BIN)/python -m pytest -m slow tests/serving/test_restart.py tests/serving/test_proxied.py
 

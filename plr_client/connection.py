@@ -22,7 +22,7 @@ import zmq
 from numpy.typing import NDArray
 
 from plr_client.errors import InvalidInput, NotAdmitted, StateNotWritten
-from plr_client.exchange import HANG_UP, MAX_KEPT_BYTES, MAX_UNDER_WAY, Exchange, Pending
+from plr_client.exchange import HANG_UP, MAX_KEPT_BYTES, MAX_UNDER_WAY, ONCE, Exchange, Pending
 from plr_client.handshake import Handshake
 from plr_client.keys import KeyFile, key_file, read_client_keys
 from plr_client.process import inherited, process
@@ -144,9 +144,18 @@ class Connection:
         exchange = self._exchange
         if exchange.errors or exchange.unanswered:
             self._make_room(MAX_UNDER_WAY)
-        if exchange.kept_bytes >= MAX_KEPT_BYTES and op != "next":
+        if exchange.kept_bytes >= MAX_KEPT_BYTES and op in ONCE:
             self._make_durable(op, MAX_KEPT_BYTES)
         return self._send(op, args, arrays, waited=waited)
+
+    def post(self, op: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Sends a request that nobody waits for.
+
+        Raises:
+            PlrError: as `request`, before it is sent.
+        """
+        with self.exclusive():
+            self.send(op, arrays=arrays, waited=False)
 
     def arrived(self, pending: Pending) -> Reply | None:
         """Returns the reply to a request if it has come, and None if `reply` would have to wait for it.

@@ -43,7 +43,7 @@ FIRST_ATTEMPT_S = 2.0  # of silence, then 4 s, 8 s, ...: what was sent is sent a
 MAX_UNDER_WAY = 16  # requests sent and not answered; the server holds so many replies
 MAX_KEPT_BYTES = 256 * 1024 * 1024  # of requests that may have to be sent again
 PENDING_BYTES = 512  # of memory, beside its frames
-HARMLESS_TWICE = frozenset(("next", "counters", "describe", "stats", "weights", "scores", "levels", "save", "sync"))
+ONCE = frozenset(("push", "push_step", "push_scores", "insert", "set_score_function"))  # else twice does no harm
 
 _NONE: Mapping[str, Any] = {}
 _NEVER = math.inf
@@ -353,7 +353,7 @@ class Exchange:
         """
         for pending in unanswered:
             refused = 0 < self._refused <= pending.number
-            if known or refused or not pending.attempts or pending.op in HARMLESS_TWICE:
+            if known or refused or not pending.attempts or pending.op not in ONCE:
                 self._to_send.append(pending)
             else:
                 self._release(pending)
@@ -373,7 +373,7 @@ class Exchange:
         _, _, durable, error, _, _, _, position = reply
         if durable > self.durable:
             self._note_durable(durable)
-        if position > self.durable and (pending.op != "next" or self.kept_bytes < MAX_KEPT_BYTES):
+        if position > self.durable and (pending.op in ONCE or self.kept_bytes < MAX_KEPT_BYTES):
             self._own(pending)
             pending.position, pending.exact = position, exact
             self._kept.append(pending)
@@ -391,7 +391,7 @@ class Exchange:
         """Notes an error; of what was told to be done before, too, unless that did not matter."""
         if pending.waited and pending.outcome is None:
             pending.outcome = error
-        elif not isinstance(pending.outcome, PlrError) and pending.op not in HARMLESS_TWICE:
+        elif not isinstance(pending.outcome, PlrError) and pending.op in ONCE:
             pending.outcome = error
             self.errors.append(error)
         if pending is self._awaited:

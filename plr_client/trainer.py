@@ -27,7 +27,13 @@ class Trainer:
     """Pushes rollouts and scores to the server. The connection opens with the first request.
 
     A call returns when the server has applied it; a call that raises has changed nothing, except `ServerUnreachable`,
-    after which the push may have been applied or not, and `SessionExpired`, which says what is known.
+    after which the push may have been applied or not, and `SessionExpired`, which says what is known. A server that is
+    killed and started again within `timeout_s` raises nothing, and each push counts once: what it had not got onto its
+    disk yet is kept here, up to 256 MiB, and sent again.
+
+    With `wait=False` a push returns at once, its arrays copied. Up to 16 such pushes are under way; the next one waits
+    for the first of them. They are applied in their order, before anything that is asked later. Where one is refused,
+    the next call of any kind raises that error instead of doing what it does; those after it are applied nevertheless.
 
     Args:
         address: where the server listens; or a function that tells, asked whenever a connection is opened, for a server
@@ -73,6 +79,7 @@ class Trainer:
         groups: ArrayLike | None = None,
         episode_starts: ArrayLike | None = None,
         next_episode_starts: ArrayLike | None = None,
+        wait: bool = True,
     ) -> int:
         """Pushes one rollout block of T steps in N env columns. Step-major: `values[t, n]`.
 
@@ -97,9 +104,10 @@ class Trainer:
                 their steps; rows of an agent that has left are not `valid`. By default every column is an env.
             episode_starts: (T, N) bool, in place of `dones`: obs_t is the first of an episode (CleanRL, SB3).
             next_episode_starts: (N,) bool, with `episode_starts`: the observation after the block is the first of one.
+            wait: return when it is applied; else at once.
 
         Returns:
-            The number of episodes, or parts of episodes, that were scored.
+            The number of episodes, or parts of episodes, that were scored; 0 where it was not waited for.
 
         Raises:
             InvalidInput: a field has a wrong shape, dtype or value; nothing was applied.
@@ -107,6 +115,9 @@ class Trainer:
             LevelOutsideSpace: a level is not in the level space.
             MessageTooLarge: a field has more bytes than the server takes.
             ServerUnreachable: no reply within the timeout.
+            StateNotWritten: the server cannot write it to its state directory, or 256 MiB of earlier pushes are not on
+                its disk within the timeout; it was not applied.
+            StateRolledBack: the server's state directory is an older one.
         """
         if episode_starts is None and next_episode_starts is not None:
             raise MissingField("episode_starts", "an array (T, N) with next_episode_starts", "none")
@@ -114,6 +125,7 @@ class Trainer:
             dones = _ends(episode_starts, next_episode_starts, dones)
         return self._push(
             "push",
+            wait,
             values=values,
             rewards=rewards,
             dones=dones,
@@ -144,6 +156,7 @@ class Trainer:
         columns: ArrayLike | None = None,
         groups: ArrayLike | None = None,
         next_episode_starts: ArrayLike | None = None,
+        wait: bool = True,
     ) -> int:
         """Pushes one step of N env columns; the server pools `num_steps` of them into a block and scores that.
 
@@ -151,7 +164,7 @@ class Trainer:
         Every step of a session must have the same `columns`, `groups` and optional fields until the block is full.
 
         Returns:
-            The number of episodes or parts scored: 0 until the block is full.
+            The number of episodes or parts scored: 0 until the block is full, and where it was not waited for.
 
         Raises:
             InvalidInput, MissingField, LevelOutsideSpace, ServerUnreachable: as `push`.
@@ -162,6 +175,7 @@ class Trainer:
             dones = next_episode_starts
         return self._push(
             "push_step",
+            wait,
             values=values,
             rewards=rewards,
             dones=dones,
@@ -176,23 +190,24 @@ class Trainer:
             groups=groups,
         )
 
-    def push_scores(self, levels: ArrayLike, scores: ArrayLike) -> int:
+    def push_scores(self, levels: ArrayLike, scores: ArrayLike, *, wait: bool = True) -> int:
         """Pushes scores of the trainer's own making (strategy `external`, or beside any other).
 
         Args:
             levels: (m,) ints, up to 262 144; up to 4096 where the level space is open. A level may occur more than
                 once: its scores are applied in order.
             scores: (m,) finite floats.
+            wait: as in `push`.
 
         Returns:
-            m.
+            m; 0 where it was not waited for.
 
         Raises:
             InvalidInput: a shape, dtype or value is wrong; nothing was applied.
             LevelOutsideSpace: a level is not in the level space.
             ServerUnreachable: no reply within the timeout.
         """
-        return self._push("push_scores", levels=levels, scores=scores)
+        return self._push("push_scores", wait, levels=levels, scores=scores)
 
     def insert(
         self, payloads: Sequence[Any], scores: ArrayLike | None = None, parents: ArrayLike | None = None
@@ -395,8 +410,24 @@ class Trainer:
         """
         self._connection.request("save")
 
+    def flush(self) -> None:
+        """Waits until every push is applied, and as durable as the server's `--fsync` promises.
+
+        Raises:
+            PlrError: the error of a push that was not waited for, the oldest; call it again for the others.
+            StateNotWritten: the server does not get everything onto its disk within the timeout.
+            ServerUnreachable: no reply within the timeout; what is not applied is still to be sent.
+        """
+        self._connection.flush()
+
     def close(self) -> None:
-        """Closes the connection; a later request opens it anew. Steps the server has pooled and not scored are lost."""
+        """Closes the connection; a later request opens it anew. Steps the server has pooled and not scored are lost.
+
+        Before that it waits until every push is applied. It does not wait for the disk: `flush` does.
+
+        Raises:
+            PlrError: the error of a push that was not waited for; the connection is closed nevertheless.
+        """
         self._connection.close()
 
     def __enter__(self) -> Trainer:
@@ -407,8 +438,11 @@ class Trainer:
     ) -> None:
         self.close()
 
-    def _push(self, op: str, **fields: ArrayLike | None) -> int:
+    def _push(self, op: str, wait: bool, **fields: ArrayLike | None) -> int:
         arrays = {name: _array(name, value) for name, value in fields.items() if value is not None}
+        if not wait:
+            self._connection.post(op, arrays)
+            return 0
         return int(self._connection.request(op, arrays=arrays).result["scored"])
 
 

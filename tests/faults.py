@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -75,6 +76,32 @@ def daemon(bind, *options):
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@contextlib.contextmanager
+def answering(dispatcher, address, log=None):
+    """A server in a thread of this process, around a dispatcher that the test may meddle with."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger = 0
+        router.bind(address)
+        over = threading.Event()
+
+        def serve():
+            while not over.is_set():
+                if router.poll(5):
+                    peer, *frames = router.recv_multipart()
+                    router.send_multipart([peer, *dispatcher.answer(peer, frames)])
+                if log is not None:
+                    log.commit()
+                    log.look_after()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def refused(*options):

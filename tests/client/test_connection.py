@@ -16,7 +16,6 @@ import time
 import faults
 import numpy as np
 import pytest
-import zmq
 
 from plr_client import InvalidInput, LevelClient, PlrError, ServerUnreachable, SessionExpired, Trainer
 from plr_client.connection import Connection
@@ -196,22 +195,8 @@ ASKS = {
 def forgetful(ipc):
     """The dispatcher of a server in a thread of this process, to be made to forget; and a way to stop the server."""
     dispatcher = Dispatcher({"default": Curriculum(Config(levels=range(10)))}, max_frame_bytes=1 << 20, epoch=5)
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-        router.linger = 0
-        router.bind(ipc)
-        over = threading.Event()
-
-        def serve():
-            while not over.is_set():
-                if router.poll(5):
-                    peer, *frames = router.recv_multipart()
-                    router.send_multipart([peer, *dispatcher.answer(peer, frames)])
-
-        thread = threading.Thread(target=serve)
-        thread.start()
+    with faults.answering(dispatcher, ipc):
         yield dispatcher
-        over.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("op", ASKS)

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from pathlib import Path
+
 import faults
 import numpy as np
 import pytest
 
-from plr_client import InvalidInput, LevelOutsideSpace, MessageTooLarge, MissingField, Trainer
+from plr_client import (
+    InvalidInput,
+    LevelOutsideSpace,
+    MessageTooLarge,
+    MissingField,
+    ServerUnreachable,
+    StateNotWritten,
+    Trainer,
+    connection,
+)
+from plr_client.exchange import MAX_UNDER_WAY
 from plr_server import Config, Curriculum, launch
+from plr_server.durability.journal import Journal
+from plr_server.durability.state_dir import StateDir
+from plr_server.serving.dispatch import Dispatcher
+from plr_server.serving.restart import restart
 
 RNG = np.random.default_rng(7)
 
@@ -31,6 +49,123 @@ def steps_of(block):
     for t in range(len(block["dones"])):
         fields = {name: block[name][t] for name in ("values", "rewards", "dones", "levels")}
         yield fields | {"next_values": following[t]}
+
+
+# ---- pushes that are not waited for
+
+
+def test_pushes_that_are_not_waited_for_are_applied_in_order_before_what_is_asked_next():
+    config = Config(levels=range(10), num_steps=3, alpha=0.5)
+    curriculum = Curriculum(config)
+    with launch(config) as server, Trainer(server.address) as trainer:
+        for number in range(40):
+            scores, block = np.full(3, float(number)), random_block()
+            assert trainer.push_scores([1, 2, 3], scores, wait=False) == 0
+            assert trainer.push(**block, wait=False) == 0
+            curriculum.update_scores([1, 2, 3], scores.copy())
+            curriculum.update(**block)
+            for step in steps_of(block):
+                assert trainer.push_step(**step, wait=False) == 0
+                curriculum.update_step(**step)
+            for array in (scores, *block.values()):
+                array[:] = 0  # which nobody has to wait for
+        assert trainer.scores()[1].tolist() == curriculum.scores()[1].tolist()
+        trainer.flush()
+        assert trainer.counters()["pushes"] == curriculum.counters()["pushes"]
+
+
+def test_an_error_of_a_push_that_was_not_waited_for_is_raised_by_the_next_call(trainer):
+    before, raised = trainer.counters()["pushes"], []
+
+    def done(call, *args, **options):
+        try:
+            call(*args, **options)
+        except LevelOutsideSpace as error:
+            raised.append(error.got)
+            return False
+        return True
+
+    for level in (1, 99, 2, 98):
+        while not done(trainer.push_scores, [level], [0.5], wait=False):
+            pass
+    while not done(trainer.flush):
+        pass
+    assert raised == ["level 99", "level 98"]
+    assert trainer.counters()["pushes"] == before + 2
+    trainer.push_scores([97], [0.5], wait=False)
+    trainer._connection._wait_for(trainer._connection._exchange.oldest)
+    with pytest.raises(LevelOutsideSpace, match="got level 97"):
+        trainer.push_scores([1], [0.5])
+    assert trainer.counters()["pushes"] == before + 2  # that one was not sent
+    trainer.push_scores([96], [0.5], wait=False)
+    with pytest.raises(LevelOutsideSpace, match="got level 96"):
+        trainer.close()
+    assert trainer.push_scores([1], [0.5]) == 1
+
+
+def test_so_many_pushes_are_under_way_and_the_next_one_waits(ipc):
+    with faults.daemon(ipc) as server, Trainer(ipc, timeout_s=0.5) as trainer:
+        before = trainer.counters()["pushes"]
+        server.process.send_signal(signal.SIGSTOP)
+        for _ in range(MAX_UNDER_WAY):
+            trainer.push_scores([1], [0.5], wait=False)
+        for call in (lambda: trainer.push_scores([1], [0.5], wait=False), trainer.flush):
+            with pytest.raises(ServerUnreachable):
+                call()
+        server.process.send_signal(signal.SIGCONT)
+        trainer._connection.timeout_s = faults.DEADLINE_S
+        trainer.flush()
+        assert trainer.counters()["pushes"] == before + MAX_UNDER_WAY
+
+
+def test_what_a_server_had_not_on_its_disk_when_the_power_was_lost_is_sent_again(ipc, tmp_path):
+    options = ("--levels", "0:10", "--strategy", "external", "--alpha", "0.5", "--state-dir", str(tmp_path / "state"))
+    expected = 0.0
+    with Trainer(ipc, timeout_s=faults.DEADLINE_S) as trainer:
+        for run in range(2):
+            with faults.daemon(ipc, *options) as server:
+                for number in range(30 * run, 30 * run + 30):
+                    trainer.push_scores([1], [float(number)], wait=number % 3 == 0)
+                    expected = 0.5 * expected + 0.5 * number
+                assert trainer.scores()[1][1] == expected
+                server.kill()
+                faults.lose_what_was_not_synced(tmp_path / "state")
+        with faults.daemon(ipc, *options):
+            assert trainer.counters()["pushes"] == 60
+            assert trainer.scores()[1][1] == expected
+            trainer.flush()
+            counters = trainer.counters()
+            assert counters["durable_commands"] == counters["commands"]
+            assert trainer._connection._exchange.kept_bytes == 0
+
+
+def test_a_push_waits_while_too_much_is_not_on_the_disk_and_then_says_so(ipc, monkeypatch):
+    """The server's disk never gets done with a sync."""
+    monkeypatch.setattr(connection, "MAX_KEPT_BYTES", 3_000)
+    dispatcher = Dispatcher({"default": Curriculum(Config(levels=range(10)))}, max_frame_bytes=1 << 20)
+    block = {name: np.zeros((1000, 1)) for name in ("values", "rewards", "dones")}
+    block |= {"levels": np.zeros((1000, 1), int), "next_values": np.zeros(1)}
+    with contextlib.ExitStack() as stack:
+        log = StateDir(Path(ipc.removeprefix("ipc://")).parent / "state")
+        stack.callback(log.close)
+        restart(dispatcher, log)
+        stack.enter_context(faults.answering(dispatcher, ipc, log))
+        stuck = stack.enter_context(pytest.MonkeyPatch.context())
+        stuck.setattr(Journal, "sync_behind", lambda _: None)
+        trainer = stack.enter_context(Trainer(ipc, timeout_s=0.3))
+        trainer.push(**block)
+        with pytest.raises(
+            StateNotWritten, match=r"push: .*bytes of earlier requests are not on its disk after 0\.3 s"
+        ):
+            trainer.push(**block)
+        assert trainer.counters()["pushes"] == 1
+        with pytest.raises(StateNotWritten, match="flush: "):
+            trainer.flush()
+        stuck.undo()
+        trainer._connection.timeout_s = faults.DEADLINE_S
+        trainer.push(**block)
+        trainer.flush()
+        assert trainer.counters()["durable_commands"] == 3
 
 
 # ---- what costs the server nothing

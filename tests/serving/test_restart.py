@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
+import itertools
 import os
 import resource
 import shutil
@@ -23,8 +25,10 @@ from plr_client import (
     StateDirTaken,
     StateDiverged,
     StateNotWritten,
+    StateRolledBack,
     Trainer,
 )
+from plr_client.exchange import HANG_UP, Exchange
 from plr_client.protocol import decode_reply
 from plr_server import Config, Curriculum, launch
 from plr_server.curriculum import state_machine
@@ -291,6 +295,65 @@ def test_sessions_of_the_run_before_that_do_not_come_back_are_forgotten(servers,
     third.log.close()
 
 
+class Asker:
+    """A client without a socket that pushes and asks."""
+
+    def __init__(self, name):
+        self.exchange = Exchange(name, address="here", curriculum="default", pid=1)
+
+    def ask(self, server, op="push_scores", **arrays):
+        """What becomes of a request to a server: a reply or an error."""
+        arrays = arrays or {"levels": np.array([1]), "scores": np.ones(1)}
+        pending = self.exchange.ask(op, arrays=arrays if op == "push_scores" else {})
+        self.exchange.expect(pending, 0.0, 1.0)
+        peer = self.exchange.num_connections
+        while pending.outcome is None:
+            if (todo := self.exchange.act(0.0)) is not HANG_UP:
+                self.exchange.heard(server.ask([bytes(frame) for frame in todo], b"\1%d" % peer), 0.0)
+        return pending.outcome
+
+
+@pytest.mark.parametrize("num_restored", [40, pytest.param(1_000, marks=pytest.mark.slow)])
+def test_every_older_state_directory_in_place_of_the_one_there_was_is_noticed(tmp_path, monkeypatch, num_restored):
+    """Whether the client's session is in it or not, whatever others have done since, and however often it restarted."""
+    monkeypatch.setattr(state_dir, "ThreadPoolExecutor", faults.AtOnce)
+    for sync in ("sync", "sync_data", "sync_folder"):
+        monkeypatch.setattr(files, sync, lambda _: None)  # no power is lost here
+    rng, config = np.random.default_rng(3), Config(levels=range(10), strategy="external")
+    server, client = Server(tmp_path / "state", config, fsync="always"), Asker("late")
+    copies, clients = [], []  # of the directory, of the client, each with the number of commands it knows to be durable
+    for step in range(60):
+        Asker(f"passer-by {step}").ask(server)
+        if step > 20:
+            assert client.ask(server).error is None
+            clients.append((client.exchange.durable, copy.deepcopy(client)))
+        if step % 7 == 6:
+            server.log.close()
+            server = Server(tmp_path / "state", config, fsync="always")
+        copies.append((server.log.sequence, shutil.copytree(server.path, tmp_path / f"copy {step}")))
+    server.log.close()
+    noticed, numbers = 0, itertools.count()
+    while noticed < num_restored:
+        number = next(numbers)
+        durable, one = clients[int(rng.integers(len(clients)))]
+        there = [each for each in copies if each[0] <= durable]  # the last of them is not older
+        sequence, older = there[-1] if rng.random() < 0.1 else there[int(rng.integers(len(there)))]
+        restored = Server(shutil.copytree(older, tmp_path / f"restored {number}"), config, fsync="always")
+        for other in range(int(rng.choice([0, 3, 30]))):
+            Asker(f"other {other}").ask(restored)
+        if rng.random() < 0.5 and "late" in list(restored.dispatcher.sessions):
+            restored.dispatcher.forget("late")
+        if rng.random() < 0.5:
+            restored.log.close()
+            restored = Server(restored.path, config, fsync="always")
+        outcome = copy.deepcopy(one).ask(restored)
+        assert isinstance(outcome, StateRolledBack) == (sequence < durable), (sequence, durable, outcome)
+        noticed += sequence < durable
+        restored.log.close()
+        shutil.rmtree(restored.path)
+    assert next(numbers) > num_restored
+
+
 # ---- what a folder is refused for
 
 
@@ -432,10 +495,21 @@ def test_the_counters_tell_of_the_state_directory(server, tmp_path):
         assert saved["snapshot_age_s"] <= trainer.counters()["snapshot_age_s"]
 
 
-@pytest.mark.parametrize("fsync", ["interval", "always"])
-@pytest.mark.parametrize(("kills", "num_workers"), [(3, 4), pytest.param(100, 16, marks=pytest.mark.slow)])
-def test_killed_under_load_nothing_that_was_acknowledged_is_lost_or_done_twice(tmp_path, kills, num_workers, fsync):  # noqa: C901
-    """Workers and trainers go on over every kill -9 of the server, with no exception; each push is its own number."""
+@pytest.mark.parametrize(
+    ("what", "kills", "num_workers"),
+    [
+        *((what, 3, 4) for what in ("always", "interval and the power is lost")),
+        *(
+            pytest.param(what, 100, 16, marks=pytest.mark.slow)
+            for what in ("always", "interval", "interval and the power is lost")
+        ),
+    ],
+)
+def test_killed_under_load_nothing_that_was_acknowledged_is_lost_or_done_twice(tmp_path, kills, num_workers, what):  # noqa: C901
+    """Workers and trainers go on over every kill -9 of the server, with no exception; each push is its own number.
+
+    One trainer waits for its pushes, and has the server save now and then; the other does not wait.
+    """
     config = Config(levels=range(50), strategy="external")
     address, folder = f"ipc://{tmp_path}/plr.sock", tmp_path / "state"
     over, raised = threading.Event(), []
@@ -444,13 +518,17 @@ def test_killed_under_load_nothing_that_was_acknowledged_is_lost_or_done_twice(t
     def trains(n):
         with Trainer(address, timeout_s=60.0) as trainer:
             while not over.is_set():
-                assert trainer.push_scores([n], [float(pushed[n])]) == 1
+                assert trainer.push_scores([n], [float(pushed[n])], wait=n == 0) == (n == 0)
                 pushed[n] += 1
+                if n == 0 and pushed[n] % 40 == 0:
+                    trainer.save()
+            trainer.flush()
 
     def works(n):
         with LevelClient(address, timeout_s=60.0) as client:
             while not over.is_set():
                 drawn[n] += len(client.next(1 + n % 4))
+            drawn[n] += len(client.next())  # on the last server: what the one before had lost is there again then
 
     def guarded(do, n):
         try:
@@ -460,6 +538,7 @@ def test_killed_under_load_nothing_that_was_acknowledged_is_lost_or_done_twice(t
 
     threads = [threading.Thread(target=guarded, args=(trains, n)) for n in range(2)]
     threads += [threading.Thread(target=guarded, args=(works, n)) for n in range(num_workers)]
+    fsync, _, power_lost = what.partition(" ")
     options = ("--levels", "0:50", "--strategy", "external", "--state-dir", str(folder), "--fsync", fsync)
     for kill in range(kills + 1):
         with faults.daemon(address, *options) as server:
@@ -479,12 +558,39 @@ def test_killed_under_load_nothing_that_was_acknowledged_is_lost_or_done_twice(t
             else:
                 server.kill()
                 assert server.process.returncode == -signal.SIGKILL
+                if power_lost:
+                    faults.lose_what_was_not_synced(folder)
     assert not raised
     assert (stats["scores"], stats["draws"]) == (sum(pushed), sum(drawn))
     assert last == [pushed[0] - 1.0, pushed[1] - 1.0]
     replayed = Server(folder, config)
     assert replayed.dispatcher.curricula["default"].stats()["scores"] == stats["scores"]
     replayed.log.close()
+
+
+def test_a_client_of_an_older_state_directory_is_told_and_may_go_on_from_there(tmp_path):
+    folder, config = tmp_path / "state", Config(levels=range(10), strategy="external")
+    address = f"ipc://{tmp_path}/plr.sock"
+    with launch(config, address, state_dir=folder, fsync="always"), Trainer(address) as trainer:
+        trainer.push_scores([1], [1.0])
+    shutil.copytree(folder, tmp_path / "backup")
+    trainer, client = Trainer(address), LevelClient(address)
+    with trainer, client:
+        with launch(config, address, state_dir=folder, fsync="always"):
+            trainer.push_scores([2], [2.0])
+            client.next()
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "backup", folder)
+        with launch(config, address, state_dir=folder, fsync="always"):
+            for _ in range(2):  # it stays so
+                with pytest.raises(StateRolledBack, match=r"got \d of them.*close\(\) this client, and use it again"):
+                    trainer.stats()
+            with pytest.raises(StateRolledBack):
+                client.next()
+            trainer.close()
+            client.close()
+            assert trainer.stats()["scores"] == 1
+            assert len(client.next(2)) == 2
 
 
 def test_where_the_disk_is_full_pushes_are_refused_and_levels_still_handed_out(tmp_path):
