@@ -28,6 +28,7 @@ from plr_server import Config, launch
 
 CLIENTS, PROCESSES, TRAINERS = 1_000, 4, 4
 NUM_STEPS, NUM_COLUMNS, NUM_LEVELS = 256, 64, 200
+ASKS_BEFORE = 500  # of each client: until then libzmq's queues for it grow, to about 64 KiB
 ROUND_S, ASKS_EVERY_S, PUSHES_EVERY_S = 60.0, 1.0, 0.5
 
 
@@ -93,8 +94,9 @@ def asks(address: str, seed: int, rounds: int, together: Together) -> None:
     failures, rows = 0, []
     with ExitStack() as stack:
         clients = [stack.enter_context(LevelClient(address)) for _ in range(num)]
-        for client in clients:
-            client.next()
+        for _ in range(ASKS_BEFORE):
+            for client in clients:
+                client.next()
         together.ready.wait()
         begin_s = due_s = time.monotonic()
         for number in range(rounds):
