@@ -219,9 +219,12 @@ def compare_on_task(options: argparse.Namespace) -> None:
 
 
 def _show(what: str, areas: dict[str, list[float]]) -> None:
-    said = [f"{name} {np.mean(each):.3f} ± {np.std(each, ddof=1):.3f}" for name, each in areas.items()]
     ours, theirs = (np.array(each) for each in areas.values())
-    print(f"{what} ({len(ours)} runs each): {', '.join(said)}; Welch p {welch(ours, theirs):.2f}", flush=True)
+    said = ", ".join(f"{name} {np.mean(each):.3f}" for name, each in areas.items())
+    if len(ours) > 1:
+        spreads = f"standard deviations {ours.std(ddof=1):.3f} and {theirs.std(ddof=1):.3f}"
+        said = f"{said}; {spreads}, Welch p {welch(ours, theirs):.2f}"
+    print(f"{what} ({len(ours)} runs each): {said}", flush=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
