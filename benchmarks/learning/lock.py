@@ -158,8 +158,10 @@ def _varied(base: dict[str, Any], field: str, values: Sequence[Any]) -> list[Cas
 TABLES = {
     "strategy": [
         Case("uniform", UNIFORM),
-        *_varied(VALUE_L1, "strategy", ["value_l1", "positive_value_loss", "gae", "one_step_td_error"]),
-        *_varied(VALUE_L1, "strategy", ["maxmc", "grounded_positive_value_loss"]),
+        *(
+            Case(strategy, VALUE_L1 | {"strategy": strategy})
+            for strategy in ("value_l1", "positive_value_loss", "gae", "one_step_td_error", "maxmc")
+        ),
         Case("learnability", LEARNABILITY),
         Case("tscl", LEARNABILITY | {"strategy": "tscl"}),
         Case("staleness only", VALUE_L1 | {"staleness_coef": 1.0}),
