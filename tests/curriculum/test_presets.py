@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from plr_client import ConfigError
@@ -58,3 +60,12 @@ def test_each_curriculum_of_a_server_may_have_its_own():
     robust, learnability = Config.preset("robust", alpha=0.5), Config.preset("learnability", alpha=0.5)
     assert named_configs(fields) == {"a": robust, "b": learnability}
     assert named_configs(fields, {"preset": "learnability"}) == {"a": learnability, "b": learnability}
+
+
+def test_the_page_about_choosing_shows_them():
+    page = (Path(__file__).parents[2] / "docs" / "choosing.md").read_text()
+    for name, preset in PRESETS.items():
+        assert f"| `{name}` | " in page
+        if name != "accel":  # "as robust, but"
+            said = ", ".join(f"{field}={value!r}" for field, value in preset.fields.items()).replace("'", '"')
+            assert f"| `{name}` | `{said}`" in page
