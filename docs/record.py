@@ -16,8 +16,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[1]
-SIZE = {"width": 1280, "height": 800}
-SHOWN = (960, 600)
+SIZE = {"width": 1280, "height": 1470}  # down to the groups
+SHOWN = (800, 919)
 EVERY_S, FRAME_MS, LAST_FRAME_MS = 3.0, 250, 3000
 SECONDS = 100
 MAX_BYTES = 1_000_000
