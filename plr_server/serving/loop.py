@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -90,6 +91,9 @@ def serve(
     epoch = secrets.randbits(63)
     dispatcher = Dispatcher(curricula, max_frame_bytes=max_frame_bytes, epoch=epoch, allow_pickle=allow_pickle)
     with contextlib.ExitStack() as stack:
+        # A client may send any NaN; numpy warns of some where they become float64, before they are refused.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "invalid value encountered in cast", RuntimeWarning)
         if log is not None:
             stack.callback(log.close)
             restart(dispatcher, log)

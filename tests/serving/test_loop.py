@@ -12,7 +12,7 @@ import faults
 import numpy as np
 import pytest
 
-from plr_client import LevelClient, ServerUnreachable, Trainer
+from plr_client import InvalidInput, LevelClient, ServerUnreachable, Trainer
 from plr_client.protocol import Notice
 from plr_server import Config, Curriculum
 from plr_server.serving.dispatch import Dispatcher
@@ -40,6 +40,15 @@ def test_bad_frames_get_one_typed_error_and_the_server_lives_on(raw, trainer, na
     assert text in str(error)
     assert faults.same(faults.seen_from_outside(trainer), before)
     assert raw.ask(faults.hello(name[:64])).result["max_frame_bytes"] > 0
+
+
+def test_a_nan_of_any_bits_is_refused_also_where_warnings_are_errors(ipc, monkeypatch):
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    signalling = np.full((3, 2), 0x7F800001, dtype=np.uint32).view(np.float32)
+    with faults.daemon(ipc), faults.Raw(ipc) as raw:
+        raw.ask(faults.hello())
+        error = raw.ask(faults.request("push", faults.block(values=signalling))).error
+        assert (type(error), error.field) == (InvalidInput, "values")
 
 
 def test_an_oversized_frame_costs_its_sender_the_connection_and_nobody_else(ipc):
