@@ -39,9 +39,10 @@ test-slow: .venv/dev
 test-browser: .venv-browser/dev
 	.venv-browser/bin/python -m pytest -rs tests/viewer/test_page.py tests/viewer/test_wheel.py
 
-# A hundred kill -9 of a server under load, three times; a thousand older state directories; and 100 000 commands through a proxy that cuts, and one that shuffles.
+# A hundred kill -9 of a server under load, three times; a thousand older state directories; 100 000 commands through a proxy
+# that cuts, and one that shuffles; and a kill at each system call that changes a state directory (strace).
 soak: .venv/dev
-	$(BIN)/python -m pytest -m slow tests/serving/test_restart.py tests/serving/test_proxied.py
+	$(BIN)/python -m pytest -s -m slow tests/serving/test_restart.py tests/serving/test_proxied.py tests/serving/test_system_calls.py
 
 # Simulated schedules of clients, server, network and disk; go on with BEGIN where the last ones got to.
 SCHEDULES := 1000000

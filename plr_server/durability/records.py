@@ -11,7 +11,7 @@ salt.
 
 The first record of a segment (kind SEGMENT, salt 0) is a msgpack map that says what it belongs to (`Origin`). The
 others are a REQUEST of a client, the same with the NAMED client before it, or a DECISION of the server, which count as
-commands; a DIGEST of the state after the last command; and a SYNCED, which only carries `synced`.
+commands; a DIGEST of the state after a command before it, which it names; and a SYNCED, which only carries `synced`.
 
 Used by the journal and the state folder. Pure: bytes in, verdicts out. A file that ends early, in garbage or in zeros
 is what a crash leaves of bytes that were never synced. Anything else never happens by itself, and is damage.
@@ -141,6 +141,16 @@ def encode_origin(origin: Origin, after: Link, synced: int) -> tuple[bytes, Link
     payload = msgpack.packb(dataclasses.asdict(origin))
     header, link = encode(Kind.SEGMENT, after, synced, [payload], 0)
     return header + payload, link
+
+
+def encode_digest(sequence: int, digested: bytes) -> bytes:
+    """Returns the payload of a DIGEST of the state after so many commands."""
+    return sequence.to_bytes(8, "little") + digested
+
+
+def read_digest(record: Record) -> tuple[int, bytes]:
+    """Returns what `encode_digest` was given."""
+    return int.from_bytes(record.payload[:8], "little"), bytes(record.payload[8:])
 
 
 def read_origin(data: Any) -> tuple[Origin, Record] | None:

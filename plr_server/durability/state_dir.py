@@ -24,7 +24,7 @@ from plr_client.errors import ConfigError, ServerStartError, StateDirTaken, Stat
 from plr_server.durability import files
 from plr_server.durability.journal import Journal
 from plr_server.durability.owner import Owner
-from plr_server.durability.records import Kind, Link, Origin
+from plr_server.durability.records import Kind, Link, Origin, encode_digest
 from plr_server.durability.recovery import (
     BROKEN,
     Run,
@@ -103,11 +103,13 @@ class StateDir:
         self._link = self.history.end
         self._synced = max([self.history.begin.sequence, *(segment.synced for segment in self.history.segments)])
         self._background = ThreadPoolExecutor(1, "plr-disk")
-        self._state_of: Callable[[], Any]
+        self._state_of: Callable[[Any], Any]
+        self._spare: Any = None  # a state that is done with: the next one takes its memory
         self._config = ""
         self._journal: Journal | None = None
         self._since = self._digested = self.sequence  # the newest snapshot, the newest digest
-        self._snapshot: tuple[int, Future[None]] | None = None  # its generation
+        self._snapshot: tuple[Any, Future[None]] | None = None  # of which state
+        self._digest: tuple[int, Any, Future[bytes]] | None = None  # after which command, of which state
         self._wanted = False  # a snapshot
         self._closed = self._complained = False  # about a write that failed
         self._behind: str | None = None  # why the newest state is in memory alone
@@ -115,11 +117,12 @@ class StateDir:
 
     # ---- what the server does
 
-    def begin(self, state_of: Callable[[], Any], config: str) -> None:
+    def begin(self, state_of: Callable[[Any], Any], config: str) -> None:
         """Writes the state that the server begins with, and is ready for commands from then on.
 
         Args:
-            state_of: returns the server's state at any time, a plain value that nobody changes afterwards.
+            state_of: returns the server's state at any time, a plain value that nobody changes afterwards; it is given
+                one that it returned before, or None, whose memory it may use.
             config: the configuration of its curricula, as text.
 
         Raises:
@@ -222,6 +225,7 @@ class StateDir:
                 self._catch_up()
             return
         self._look_at_snapshot()
+        self._look_at_digest()
         journal = self._journal
         assert journal is not None  # noqa: S101  `begin` comes first
         try:
@@ -300,14 +304,29 @@ class StateDir:
             or self._journal.num_bytes > SNAPSHOT_AFTER_BYTES
             or self.sequence - self._since > SNAPSHOT_AFTER_COMMANDS
         )
-        return due and self._snapshot is None
+        return due and not self._holds_state()
+
+    def _holds_state(self) -> bool:
+        """Returns whether something is done with a state in the background: at most one is kept beside the spare."""
+        return self._snapshot is not None or self._digest is not None
+
+    def _state(self) -> Any:
+        state, self._spare = self._state_of(self._spare), None
+        return state
 
     def _take_digest(self) -> None:
-        if self._behind is None and self.sequence - self._digested >= DIGEST_AFTER_COMMANDS:
-            assert self._journal is not None  # noqa: S101
-            self._digested = self.sequence
-            with contextlib.suppress(OSError):  # the next command will tell
-                self._journal.append(Kind.DIGEST, [digest(pack(self._state_of()))])
+        due = self.sequence - self._digested >= DIGEST_AFTER_COMMANDS
+        if due and self._behind is None and not self._holds_state():
+            self._digested, state = self.sequence, self._state()
+            self._digest = self.sequence, state, self._background.submit(lambda: digest(pack(state)))
+
+    def _look_at_digest(self) -> None:
+        if self._digest is None or not self._digest[2].done():
+            return
+        (sequence, self._spare, digested), self._digest = self._digest, None
+        assert self._journal is not None  # noqa: S101
+        with contextlib.suppress(OSError):  # the next command will tell
+            self._journal.append(Kind.DIGEST, [encode_digest(sequence, digested.result())])
 
     def _cut(self) -> None:
         """Begins a generation; its snapshot is written in the background.
@@ -320,22 +339,25 @@ class StateDir:
         assert old is not None  # noqa: S101
         old.sync()
         self._synced = self.sequence
-        body = self._body(old.link)
+        state = self._state()
+        body = self._body(old.link, state)
         self._journal = self._new_journal(old.link)
         old.close()
         self._since = self.sequence
-        path = snapshot_path(self._path, self._generation)
-        self._snapshot = self._generation, self._background.submit(write_snapshot, path, body)
+        self._snapshot = state, self._background.submit(self._write_snapshot, self._generation, body)
+
+    def _write_snapshot(self, generation: int, body: list[Any]) -> None:
+        write_snapshot(snapshot_path(self._path, generation), body)
+        self._owner.check()
+        self._remove_before(generation)
 
     def _look_at_snapshot(self) -> None:
         if self._snapshot is None or not self._snapshot[1].done():
             return
-        (generation, written), self._snapshot = self._snapshot, None
+        (self._spare, written), self._snapshot = self._snapshot, None
         try:
             written.result()
             self._snapshot_s = time.monotonic()
-            self._owner.check()
-            self._remove_before(generation)
         except OSError as exc:
             logger.error("a snapshot could not be written, the journal goes on: %s", exc)  # noqa: TRY400
 
@@ -347,14 +369,17 @@ class StateDir:
             StateDirTaken: another server has taken the folder over.
         """
         self._owner.check()
-        if self._snapshot is not None:
-            self._snapshot[1].exception()
-            self._snapshot = None
+        for held in (self._snapshot, self._digest):
+            if held is not None:
+                held[-1].exception()
+                self._spare = held[-2]
+        self._snapshot = self._digest = None
+        state = self._state()
         old = self._journal
         link = Link(self.sequence, self._link.crc if old is None else old.link.crc)
         journal = self._new_journal(link)
         try:
-            write_snapshot(snapshot_path(self._path, self._generation), self._body(link))
+            write_snapshot(snapshot_path(self._path, self._generation), self._body(link, state))
         except BaseException:
             journal.close()
             files.unlink(journal.path)
@@ -362,7 +387,7 @@ class StateDir:
             raise
         self._owner.check()
         self._journal, self._synced, self._since = journal, self.sequence, self.sequence
-        self._wanted, self._behind = False, None
+        self._wanted, self._behind, self._spare = False, None, state
         self._snapshot_s = time.monotonic()
         if old is not None:
             old.close()
@@ -396,8 +421,8 @@ class StateDir:
         path = journal_path(self._path, generation)
         return Journal(path, origin, after, self._synced, syncer=self._background, check=self._owner.check)
 
-    def _body(self, link: Link) -> list[Any]:
-        return pack({"epoch": self.epoch, "runs": self.runs, "link": link, "state": self._state_of()})
+    def _body(self, link: Link, state: Any) -> list[Any]:
+        return pack({"epoch": self.epoch, "runs": self.runs, "link": link, "state": state})
 
     def _remove_before(self, generation: int) -> None:
         """Removes what an older generation has left; what could not be trusted is kept under another name."""

@@ -179,9 +179,14 @@ class Dispatcher:
         """Has every command written down before it is applied, from now on; the log has all that was before."""
         self._log, self._epoch = log, log.epoch
 
-    def state(self) -> dict[str, Any]:
-        """Returns the state of curricula and clients, a plain value: what all commands so far have made of it."""
-        curricula = {name: curriculum.state() for name, curriculum in self.curricula.items()}
+    def state(self, reuse: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Returns the state of curricula and clients, a plain value: what all commands so far have made of it.
+
+        Args:
+            reuse: as for `Curriculum.state`.
+        """
+        before = {} if reuse is None else reuse["curricula"]
+        curricula = {name: curriculum.state(before.get(name)) for name, curriculum in self.curricula.items()}
         return {
             "curricula": curricula,
             "lags": {name: [lag.levels, lag.pushes] for name, lag in self._lags.items()},

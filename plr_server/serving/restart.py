@@ -15,7 +15,7 @@ import numpy as np
 
 from plr_client.errors import ConfigError, PlrError, StateDiverged
 from plr_server.curriculum.config import Config
-from plr_server.durability.records import COMMANDS, Kind
+from plr_server.durability.records import COMMANDS, Kind, read_digest
 from plr_server.durability.recovery import History, Segment
 from plr_server.durability.state_dir import StateDir, cpu_features
 from plr_server.durability.values import digest, pack
@@ -72,14 +72,17 @@ def replay(dispatcher: Dispatcher, history: History, *, until: int | None = None
         PlrError: a command needs what this server does not allow or have.
     """
     dispatcher.restore(history.state)
+    records = (record for record in history.records() if record.kind is Kind.DIGEST)
+    digests = dict(map(read_digest, records)) if compare else {}
     for segment in history.segments:
         for record in segment.records():
             if until is not None and record.sequence > until:
                 return
             if record.kind in COMMANDS:
                 dispatcher.replay(record.kind, record.payload)
-            elif record.kind is Kind.DIGEST and compare and digest(pack(dispatcher.state())) != record.payload:
-                raise _diverged(record.sequence, segment)
+                expected = digests.get(record.sequence)
+                if expected is not None and digest(pack(dispatcher.state())) != expected:
+                    raise _diverged(record.sequence, segment)
 
 
 def _diverged(sequence: int, segment: Segment) -> PlrError:

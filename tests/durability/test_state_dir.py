@@ -15,7 +15,7 @@ import pytest
 
 from plr_client import ConfigError, ServerStartError, StateDamaged, StateDirTaken, StateNotWritten
 from plr_server.durability import state_dir as module
-from plr_server.durability.records import HEADER_BYTES, Kind
+from plr_server.durability.records import HEADER_BYTES, Kind, read_digest
 from plr_server.durability.recovery import generations, journal_path, read_history, snapshot_path
 from plr_server.durability.state_dir import StateDir
 from plr_server.durability.values import digest, pack
@@ -32,9 +32,10 @@ class Server:
             if record.kind is Kind.REQUEST:
                 self.commands.append(bytes(record.payload).decode())
             elif record.kind is Kind.DIGEST:
-                assert bytes(record.payload) == digest(pack(self.commands))
+                sequence, digested = read_digest(record)
+                assert digested == digest(pack(self.commands[:sequence]))
         assert self.dir.sequence == len(self.commands)
-        self.dir.begin(lambda: list(self.commands), "configuration")
+        self.dir.begin(lambda _: list(self.commands), "configuration")
 
     def do(self, command, *, needed=True):
         self.dir.write(Kind.REQUEST, [command.encode()], op="push", needed=needed)
@@ -84,7 +85,9 @@ def readable(folder):
     """What is written down in a folder, which need not be writable."""
     history = read_history(folder)
     assert not history.damaged
-    return history.state + [bytes(record.payload).decode() for record in history.records() if record.payload]
+    return history.state + [
+        bytes(record.payload).decode() for record in history.records() if record.kind is Kind.REQUEST
+    ]
 
 
 @pytest.fixture

@@ -382,6 +382,7 @@ def test_a_folder_of_another_version_is_refused_and_left_alone(servers, monkeypa
 
 def test_another_state_from_the_same_commands_is_refused(servers, monkeypatch):
     """As on another CPU: what was written down of the state is not what the commands lead to here."""
+    monkeypatch.setattr(state_dir, "ThreadPoolExecutor", faults.AtOnce)
     monkeypatch.setattr(state_dir, "DIGEST_AFTER_COMMANDS", 2)
     first = servers()
     with monkeypatch.context() as patch:

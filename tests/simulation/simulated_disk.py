@@ -326,11 +326,11 @@ class Job:
 
     def __init__(self, background, do, arguments):
         self._background, self._do, self._arguments = background, do, arguments
-        self._done, self._exception = False, None
+        self._done, self._exception, self._result = False, None, None
 
     def do_it(self):
         try:
-            self._do(*self._arguments)
+            self._result = self._do(*self._arguments)
         except OSError as exc:
             self._exception = exc
         self._done = True
@@ -345,3 +345,4 @@ class Job:
     def result(self):
         if (exception := self.exception()) is not None:
             raise exception
+        return self._result

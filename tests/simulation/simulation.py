@@ -8,12 +8,10 @@ sessions, the curricula, the journal, snapshots and recovery are the real ones.
 from __future__ import annotations
 
 import contextlib
-import copy
 import heapq
 import logging
 import random
 
-import numpy as np
 from judge import Failure, Judge, require
 from simulated_clients import Client
 from simulated_disk import Crash, SimulatedDisk
@@ -21,7 +19,6 @@ from simulated_server import CONFIGS, Server
 
 from plr_client.errors import ServerStartError, StateDamaged, StateDiverged
 from plr_client.protocol import decode_request
-from plr_server.curriculum import state_machine
 from plr_server.durability import state_dir
 from plr_server.serving import loop
 
@@ -43,7 +40,6 @@ MAY_FAIL = (
     "open_new",
     "read",
 )
-IMMUTABLE = frozenset((bool, int, float, str, bytes, type(None)))
 END_S = 200.0  # of the troubles
 STUCK_S = 1500.0
 
@@ -297,20 +293,6 @@ def run(seed):
     return world
 
 
-class _Copies:
-    """The module copy, for the plain values of a state alone: a fifth less time for all."""
-
-    @staticmethod
-    def deepcopy(value):
-        if type(value) is dict:
-            return {key: _Copies.deepcopy(each) for key, each in value.items()}
-        if type(value) is list:
-            return [_Copies.deepcopy(each) for each in value]
-        if isinstance(value, np.ndarray):
-            return value.copy()
-        return value if type(value) in IMMUTABLE else copy.deepcopy(value)
-
-
 @contextlib.contextmanager
 def installed(world):
     """The simulated clock, chance and disk, in the place of the system's."""
@@ -326,8 +308,6 @@ def installed(world):
     before += [(logging.root.manager, "disable", logging.root.manager.disable)]
     logging.disable(logging.CRITICAL)
     before += [(loop, name, getattr(loop, name)) for name in ("time", "RETURN_WITHIN_S")]
-    before.append((state_machine, "copy", state_machine.copy))
-    state_machine.copy = _Copies
     for name, value in constants.items():
         setattr(state_dir, name, value)
     loop.time, loop.RETURN_WITHIN_S = world, RETURN_WITHIN_S

@@ -288,14 +288,14 @@ class Sampler:
         return (1.0 - self._staleness_coef) * p_score, self._staleness_coef * p_stale
 
     def state(self) -> dict[str, Any]:
-        """Returns a copy of the state: scores, seen, last_drawn (N,) and draws.
+        """Returns the state: scores, seen, last_drawn (N,) and draws; the caller copies it.
 
         Which levels are drawable is the caller's to say again.
         """
         return {
-            "scores": self.scores.copy(),
-            "seen": self.seen.copy(),
-            "last_drawn": self.last_drawn.copy(),
+            "scores": self.scores,
+            "seen": self.seen,
+            "last_drawn": self.last_drawn,
             "draws": self.draws,
         }
 
