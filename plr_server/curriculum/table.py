@@ -171,10 +171,11 @@ class LevelTable:
         if isinstance(self._space, OpenSpace):
             inside = indices != NOT_IN_TABLE
             indices, returns = indices[inside], returns[inside]
-        self._last_return[indices[self.plays[indices] == 0]] = np.nan
+        known = ~np.isnan(returns)
+        if not known.all():
+            self._last_return[indices[self.plays[indices] == 0]] = np.nan
         np.add.at(self.plays, indices, 1)
         self.last_played[indices] = self._sampler.draws
-        known = ~np.isnan(returns)
         self._last_return[indices[known]] = returns[known]  # of several on one level, the last
 
     def last_returns(self, at: slice) -> Floats:

@@ -183,7 +183,7 @@ def test_what_an_episode_earned_is_dropped_with_it():
     curriculum.forget("a")
     curriculum.update(**column([0.5], [1], level=1), source="a")
     assert scored(curriculum) == {0: 1.0, 1: 1.0}
-    assert curriculum.state()["scorer"]["under_way"]["a"]["steps"].tolist() == [0]
+    assert curriculum.state()["scorer"]["under_way"]["a"]["steps"].tolist() == []
 
 
 def test_maxmc_needs_no_bootstrap():

@@ -16,8 +16,6 @@ from plr_server.curriculum.arrays import Floats, Ints
 from plr_server.curriculum.scoring import columns as limits
 from plr_server.curriculum.scoring.episodes import Episodes
 
-NOWHERE = -1  # the place of a column that nothing is known of
-
 
 class Parts(NamedTuple):
     """C env columns with the part of an episode that each has played; the longest silent first.
@@ -75,28 +73,27 @@ class UnderWay:
             block: its E episodes.
             columns: (N,) the ids of its columns.
         """
-        before, num = self._parts, len(columns)
-        returns, steps_before = np.full(len(block), np.nan), np.zeros(len(block), dtype=np.int64)
-        if block.rewards is not None and len(block):
-            returns = np.add.reduceat(block.rewards, block.begin)
-        levels, steps, earned = np.zeros(num, np.int64), np.zeros(num, np.int64), np.zeros(num)
-        others = before
-        if len(before.columns):
-            place = _places(before.columns, columns)  # (N,)
-            known = np.flatnonzero(place != NOWHERE)
-            at = place[known]
-            levels[known], steps[known], earned[known] = before.levels[at], before.steps[at], before.earned[at]
-            first = np.flatnonzero(np.diff(block.column, prepend=-1))  # of each column that has one
+        before, num = self._parts, len(block)
+        returns, steps_before = _returns(block), np.zeros(num, dtype=np.int64)
+        all_ended = np.count_nonzero(block.finished) == num
+        if all_ended and not len(before.columns):  # as of episodes that come whole
+            return Carried(returns, steps_before, before)
+        levels, steps, earned, others = _taken_up(before, columns, self._pushes + 1 - limits.SILENT_PUSHES)
+        if num and len(before.columns):
+            first = np.empty(num, dtype=np.bool_)  # of each column that has one
+            first[0] = True
+            np.not_equal(block.column[1:], block.column[:-1], out=first[1:])
             n = block.column[first]
             goes_on = (steps[n] > 0) & (levels[n] == block.level[first])
-            returns[first[goes_on]] += earned[n[goes_on]]
-            steps_before[first[goes_on]] = steps[n[goes_on]]
+            e, at = np.flatnonzero(first)[goes_on], n[goes_on]
+            returns[e] += earned[at]
+            steps_before[e] = steps[at]
             steps[n] = 0
-            others = _rest(before, at, self._pushes + 1 - limits.SILENT_PUSHES)
-        cut = np.flatnonzero(~block.finished)
-        n = block.column[cut]
-        levels[n], steps[n], earned[n] = block.level[cut], steps_before[cut] + block.steps[cut], returns[cut]
-        here = Parts(columns, levels, steps, earned, np.full(num, self._pushes + 1))
+        if not all_ended:
+            cut = np.flatnonzero(~block.finished)
+            n = block.column[cut]
+            levels[n], steps[n], earned[n] = block.level[cut], steps_before[cut] + block.steps[cut], returns[cut]
+        here = Parts(columns, levels, steps, earned, np.full(len(columns), self._pushes + 1))
         if len(others.columns):
             joined: list[Any] = [np.concatenate(pair) for pair in zip(others, here, strict=True)]
             here = _taken(joined, slice(-limits.MAX_COLUMNS, None))
@@ -124,25 +121,32 @@ class UnderWay:
         return restored
 
 
-def _places(known: Ints, columns: Ints) -> Ints:
-    """Returns (N,) where each column is among those known, which are distinct; NOWHERE where it is not."""
-    if len(known) == len(columns) and (known == columns).all():  # as from one push to the next
-        return np.arange(len(columns))
+def _returns(block: Episodes) -> Floats:
+    """Returns (E,) what each episode earned in the block; NaN where rewards were not pushed."""
+    if block.rewards is None or not len(block):
+        return np.full(len(block), np.nan)
+    return np.add.reduceat(block.rewards, block.begin)
+
+
+def _taken_up(before: Parts, columns: Ints, since: int) -> tuple[Ints, Ints, Floats, Parts]:
+    """Returns levels, steps and earnings of the N columns of a block, new arrays; and the other parts to be kept."""
+    known, num = before.columns, len(columns)
+    if len(known) == num and (known == columns).all():  # as from one push to the next
+        return before.levels.copy(), before.steps.copy(), before.earned.copy(), NO_PARTS
+    levels, steps, earned = np.zeros(num, np.int64), np.zeros(num, np.int64), np.zeros(num)
+    if not len(known):
+        return levels, steps, earned, NO_PARTS
     order = np.argsort(known)
-    at = order[np.searchsorted(known, columns, sorter=order).clip(max=len(known) - 1)]
-    return np.where(known[at] == columns, at, NOWHERE)
+    place = order[np.searchsorted(known, columns, sorter=order).clip(max=len(known) - 1)]
+    mine = np.flatnonzero(known[place] == columns)
+    at = place[mine]
+    levels[mine], steps[mine], earned[mine] = before.levels[at], before.steps[at], before.earned[at]
+    rest = (before.steps > 0) & (before.last_push > since)
+    rest[at] = False
+    return levels, steps, earned, _taken(before, rest)
 
 
 def _taken(parts: Iterable[Any], which: Any) -> Parts:
     """Returns some of the parts."""
     arrays: list[Any] = [array[which] for array in parts]
     return Parts(*arrays)
-
-
-def _rest(parts: Parts, without: Ints, since: int) -> Parts:
-    """Returns the parts but for those at some places, those of which none is under way, and those silent too long."""
-    if len(without) == len(parts.columns):
-        return NO_PARTS
-    rest = (parts.steps > 0) & (parts.last_push > since)
-    rest[without] = False
-    return _taken(parts, rest)
