@@ -149,9 +149,8 @@ is in `benchmarks/learning/protocol.md`, which was there before the first of the
 
 {state}
 
-Here are {len(heads)} runs, seeds {seeds[0]} to {seeds[-1]}, on commit {", ".join(commits)}.
-
-{" and ".join(EXPLORATORY)}: exploratory, registered when results of other arms were known, with seeds of its own.
+Here are {len(heads)} runs, seeds {seeds[0]} to {seeds[-1]}, on commit {", ".join(commits)}. Exploratory, registered
+when results of other arms were known, and with seeds of its own: {", ".join(EXPLORATORY)}.
 
 Returns are between 0 and 1, on held-out levels. A number is the interquartile mean over runs, in brackets its 95 %
 interval; `runs` says of how many. In the figures n is the number of runs, and bands are such intervals."""
@@ -242,7 +241,7 @@ def _task(task: str, all_runs: Mapping[str, Mapping[str, Runs]], figures: str) -
     plan, lines, by_difficulty = STUDY[task], [], []
     for arm, runs in arms.items():
         compared = [""] * 3
-        if baseline is not None and arm != BASELINE:
+        if baseline is not None and arm != BASELINE and min(len(runs.final), len(baseline.final)) >= MIN_RUNS:
             compared = [
                 _with_interval(ratio_of_means, [runs.final], [baseline.final]),
                 _with_interval(probability_of_improvement, [runs.final], [baseline.final]),
