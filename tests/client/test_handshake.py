@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faults
@@ -178,3 +179,38 @@ def test_nobody_has_no_mechanism(ipc, monkeypatch):
 
 def test_mechanisms(closed, opened):
     assert (mechanism_of(closed.address), mechanism_of(opened.address)) == ("CURVE", "NULL")
+
+
+@pytest.mark.parametrize("lives", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_server_that_is_started_again_refuses_nobody_that_it_let_in(ipc, keys, tmp_path, lives):
+    """Stopped or killed, while clients ask and new ones connect: they wait."""
+    options = ("--keys", str(keys / "here"), "--state-dir", str(tmp_path / "state"))
+    asked, over = [0] * 4, threading.Event()
+
+    def play(i):
+        with LevelClient(ipc, keys=keys / "here/env.key") as client:
+            while not over.is_set():
+                client.next()
+                with LevelClient(ipc, keys=keys / "here/env.key") as another:
+                    another.next()
+                asked[i] += 1
+
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(len(asked)))
+        stack.callback(over.set)
+        playing = [pool.submit(play, i) for i in range(len(asked))]
+        for life in range(lives):
+            with faults.daemon(ipc, *options) as server:
+                before = list(asked)
+                faults.eventually(
+                    lambda before=before: (
+                        all(now > then for now, then in zip(asked, before, strict=True))
+                        or any(each.done() for each in playing)
+                    ),
+                    "all play on",
+                )
+                server.kill() if life % 2 else server.stop()
+        with faults.daemon(ipc, *options):
+            over.set()
+            for each in playing:
+                each.result()
