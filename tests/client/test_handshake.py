@@ -13,6 +13,7 @@ import faults
 import pytest
 
 from plr_client import LevelClient, NotAdmitted, ServerUnreachable, Trainer
+from plr_client import exchange as exchange_module
 from plr_client import handshake as handshake_module
 from plr_client.handshake import mechanism_of
 from plr_server import Config, launch
@@ -122,7 +123,8 @@ def num_files():
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_a_server_that_is_started_with_keys_refuses_whom_it_served_without(ipc, keys):
+def test_a_server_that_is_started_with_keys_refuses_whom_it_served_without(ipc, keys, monkeypatch):
+    monkeypatch.setattr(exchange_module, "FIRST_ATTEMPT_S", 0.2)
     with faults.daemon(ipc) as first, LevelClient(ipc) as client, LevelClient(ipc) as other:
         client.next()
         other.next()
@@ -156,12 +158,12 @@ def listener(answer):
             thread.join()
 
 
-@pytest.mark.parametrize("with_keys", [False, True])
-def test_who_is_hung_up_on_waits_as_for_a_server_that_is_not_there(keys, with_keys):
+@pytest.mark.parametrize(("with_keys", "timeout_s"), [(False, 0.3), (True, 1.0)])
+def test_who_is_hung_up_on_waits_as_for_a_server_that_is_not_there(keys, with_keys, timeout_s):
     """So does a server without room for one more connection."""
     path = keys / "here/env.key" if with_keys else ""
     with listener(lambda _: None) as address, pytest.raises(ServerUnreachable):
-        LevelClient(address, keys=path, timeout_s=1.0).next()
+        LevelClient(address, keys=path, timeout_s=timeout_s).next()
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff" + bytes(8) + b"\x7f\x03"])
@@ -182,10 +184,11 @@ def test_mechanisms(closed, opened):
 
 
 @pytest.mark.parametrize("lives", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_server_that_is_started_again_refuses_nobody_that_it_let_in(ipc, keys, tmp_path, lives):
+def test_a_server_that_is_started_again_refuses_nobody_that_it_let_in(ipc, keys, tmp_path, lives, monkeypatch):
     """Stopped or killed, while clients ask and new ones connect: they wait."""
+    monkeypatch.setattr(exchange_module, "FIRST_ATTEMPT_S", 0.2)
     options = ("--keys", str(keys / "here"), "--state-dir", str(tmp_path / "state"))
-    asked, over = [0] * 4, threading.Event()
+    asked, over = [0] * 2, threading.Event()
 
     def play(i):
         with LevelClient(ipc, keys=keys / "here/env.key") as client:
