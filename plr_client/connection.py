@@ -22,9 +22,10 @@ import zmq
 from numpy.typing import NDArray
 
 from plr_client.errors import InvalidInput, NotAdmitted, StateNotWritten
-from plr_client.exchange import HANG_UP, MAX_KEPT_BYTES, MAX_UNDER_WAY, ONCE, Exchange, Pending
+from plr_client.exchange import HANG_UP, MAX_KEPT_BYTES, MAX_UNDER_WAY, ONCE, Exchange
 from plr_client.handshake import Handshake
 from plr_client.keys import KeyFile, key_file, read_client_keys
+from plr_client.pending import Pending
 from plr_client.process import inherited, process
 from plr_client.protocol import Frames, Notice, Reply, decode_reply
 
@@ -146,7 +147,13 @@ class Connection:
             self._make_room(MAX_UNDER_WAY)
         if exchange.kept_bytes >= MAX_KEPT_BYTES and op in ONCE:
             self._make_durable(op, MAX_KEPT_BYTES)
-        return self._send(op, args, arrays, waited=waited)
+        pending = exchange.ask(op, args, arrays, waited)
+        try:
+            self._carry_out(time.monotonic())
+        except BaseException:
+            exchange.give_up(pending)
+            raise
+        return pending
 
     def post(self, op: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Sends a request that nobody waits for.
@@ -221,22 +228,6 @@ class Connection:
             if message is None or (isinstance(message, Reply) and message.id == number):
                 return
 
-    def _send(
-        self,
-        op: str,
-        args: Mapping[str, Any] = _NONE,
-        arrays: Mapping[str, NDArray[Any]] = _NONE,
-        *,
-        waited: bool = True,
-    ) -> Pending:
-        pending = self._exchange.ask(op, args, arrays, waited=waited)
-        try:
-            self._carry_out(time.monotonic())
-        except BaseException:
-            self._exchange.give_up(pending)
-            raise
-        return pending
-
     def _make_room(self, most: int) -> None:
         """Waits until fewer requests than `most` are unanswered.
 
@@ -259,7 +250,7 @@ class Connection:
         exchange = self._exchange
         deadline_s = time.monotonic() + self.timeout_s
         while exchange.kept_bytes >= most:
-            self.reply(self._send("sync"))
+            self.reply(exchange.ask("sync"))
             if exchange.kept_bytes < most:
                 break
             if time.monotonic() > deadline_s:

@@ -18,7 +18,6 @@ frames go out on a fresh connection. Used by plr_client.connection, and by tests
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import math
 from collections import deque
@@ -28,6 +27,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from plr_client.errors import OutOfStep, PlrError, ServerUnreachable, SessionExpired, StateRolledBack
+from plr_client.pending import Pending
 from plr_client.protocol import (
     MAX_FRAME_BYTES,
     Frames,
@@ -42,7 +42,6 @@ from plr_client.protocol import (
 FIRST_ATTEMPT_S = 2.0  # of silence, then 4 s, 8 s, ...: what was sent is sent again on a fresh connection
 MAX_UNDER_WAY = 16  # requests sent and not answered; the server holds so many replies
 MAX_KEPT_BYTES = 256 * 1024 * 1024  # of requests that may have to be sent again
-PENDING_BYTES = 512  # of memory, beside its frames
 ONCE = frozenset(("push", "push_step", "push_scores", "insert", "set_score_function"))  # else twice does no harm
 
 _NONE: Mapping[str, Any] = {}
@@ -56,35 +55,6 @@ class HangUp(enum.Enum):
 
 
 HANG_UP: Final = HangUp.NOW
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Pending:
-    """A request, from when it is asked until nothing can make it be sent again.
-
-    Attributes:
-        number: its sequence number.
-        op: what is asked for.
-        frames: what is sent.
-        connection: that the frames are addressed to.
-        waited: somebody waits for its outcome; otherwise its error goes to `Exchange.errors`.
-        attempts: how often it was sent, less the copies that are known to be lost.
-        outcome: its reply, or the error that it raises; None before.
-        position: how many commands the server's state had seen with it; 0 where it is not known.
-        exact: the position is not only one that is not exceeded.
-        num_bytes: of it that count in `Exchange.kept_bytes`.
-    """
-
-    number: int
-    op: str
-    frames: Frames
-    connection: int
-    waited: bool
-    attempts: int = 0
-    outcome: Reply | PlrError | None = None
-    position: int = 0
-    exact: bool = True
-    num_bytes: int = 0
 
 
 class Exchange:
@@ -157,7 +127,6 @@ class Exchange:
         op: str,
         args: Mapping[str, Any] = _NONE,
         arrays: Mapping[str, NDArray[Any]] = _NONE,
-        *,
         waited: bool = True,
     ) -> Pending:
         """A request is to be sent, after all that were asked before.
@@ -414,11 +383,8 @@ class Exchange:
             self._release(kept.popleft())
 
     def _own(self, pending: Pending) -> None:
-        """Makes the frames the request's own: after its outcome, who asked may change the arrays."""
         if not pending.num_bytes:
-            if len(pending.frames) > 1:
-                pending.frames = [pending.frames[0], *map(bytes, pending.frames[1:])]
-            pending.num_bytes = PENDING_BYTES + sum(map(len, pending.frames))
+            pending.own()
             self.kept_bytes += pending.num_bytes
 
     def _release(self, pending: Pending) -> None:

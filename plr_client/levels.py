@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from plr_client.connection import Address, Connection
 from plr_client.errors import InvalidInput, NoLevels
-from plr_client.exchange import Pending
 from plr_client.keys import KeyFile
+from plr_client.pending import Pending
 from plr_client.protocol import (
     DEFAULT_CURRICULUM,
     MAX_LEVELS_AT_ONCE,

@@ -43,7 +43,7 @@ from plr_server.serving.turns import Received
 logger = logging.getLogger("plr_server")
 
 HEARTBEAT_MS = 5_000  # a peer silent for three heartbeats is gone
-RECEIVE_QUEUE = 4  # a client of ours has one request under way
+RECEIVE_QUEUE = 4  # what a client of ours has under way beside, the transport holds back there
 SEND_QUEUE = 32  # further messages to a peer that does not read are dropped
 LARGE_BYTES = 64 * 1024  # of a frame: it is sent from where it lies, and counted until it has gone
 MAX_UNREAD_BYTES_OF_ONE = 64 * 1024 * 1024
