@@ -6,11 +6,13 @@ Servers with and without `--state-dir`, each through one client over ipc, their 
   next(1)        a round trip at the caller, p50 in µs; 200 levels, all seen
   next(1) x 16   16 client processes at once, in all; under `always`, what they share a sync for
 
-And in this process, for a curriculum of a million levels, all seen:
+And in this process, for a curriculum of a million levels (`--levels`), all seen:
 
   recovery       from a snapshot and as many commands as one is taken after, half next(1), half push_scores of 64
-  snapshot       how long the loop is held for one; it is written in the background
+  next(1)        while a snapshot is made: taken in the loop, written in the background, the old one removed; with all
+                 that the loop does beside it
   stop           the last snapshot, on the disk
+  memory         the most that this process ever had
 
 The ratio of a row is against the same without a journal.
 """
@@ -18,7 +20,9 @@ The ratio of a row is against the same without a journal.
 from __future__ import annotations
 
 import functools
+import itertools
 import multiprocessing
+import resource
 import shutil
 import tempfile
 import time
@@ -43,19 +47,20 @@ WITHOUT = "memory"
 
 
 def main() -> None:
-    options = arguments(__doc__, rounds=7)
+    options = arguments(__doc__, rounds=7, levels="only the part in this process, with so many levels")
+    num_levels = options.levels or MANY_LEVELS
     measured: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="plr-", dir=Path.cwd()) as folder:  # on a disk, not in memory
         with ExitStack() as stack:
-            addresses = {}
-            for fsync in (WITHOUT, *FSYNC):
+            addresses: dict[str, str] = {}
+            for fsync in () if options.levels else (WITHOUT, *FSYNC):
                 kept = {} if fsync == WITHOUT else {"state_dir": f"{folder}/{fsync}", "fsync": fsync}
                 addresses[fsync] = stack.enter_context(launch(Config(levels=range(NUM_LEVELS)), **kept)).address
-            for _ in range(options.rounds):
+            for _ in range(options.rounds if addresses else 0):
                 for name, value in one_round(addresses):
                     measured[name].append(value)
         for number in range(options.rounds):
-            for name, value in many_levels(Path(folder) / f"{number}"):
+            for name, value in many_levels(Path(folder) / f"{number}", num_levels):
                 measured[name].append(value)
     show(list(rows(measured)), options)
 
@@ -68,7 +73,8 @@ def rows(measured: dict[str, list[float]]) -> Iterator[Row]:
 
 
 def unit(name: str) -> str:
-    return "steps/s" if "push" in name else "/s" if "x 16" in name else "µs" if "next" in name else "ms"
+    units = {"push": "steps/s", "x 16": "/s", "longest": "ms", "next": "µs", "memory": "MB"}
+    return next((of for what, of in units.items() if what in name), "ms")
 
 
 def one_round(addresses: dict[str, str]) -> Iterator[tuple[str, float]]:
@@ -112,11 +118,12 @@ def asks(address: str) -> int:
         return count
 
 
-def many_levels(folder: Path) -> Iterator[tuple[str, float]]:
-    dispatcher, log = started(folder)
+def many_levels(folder: Path, num_levels: int) -> Iterator[tuple[str, float]]:
+    what = f"10^{np.log10(num_levels):.3g} levels"
+    dispatcher, log = started(folder, num_levels)
     say(dispatcher, "hello", 1)
-    for number, begin in enumerate(range(0, MANY_LEVELS, 2**18)):
-        ids = np.arange(begin, min(begin + 2**18, MANY_LEVELS))
+    for number, begin in enumerate(range(0, num_levels, 2**18)):
+        ids = np.arange(begin, min(begin + 2**18, num_levels))
         say(dispatcher, "push_scores", 2 + number, {"levels": ids, "scores": np.sin(ids)})
     log.save()
     levels = np.arange(64) % 7
@@ -125,13 +132,24 @@ def many_levels(folder: Path) -> Iterator[tuple[str, float]]:
         say(dispatcher, "push_scores", 101 + 2 * number, {"levels": levels, "scores": levels + 0.5})
     log.commit()
     killed = shutil.copytree(folder, folder.with_name(f"{folder.name} killed"))
-    yield "recovery, 10^6 levels", timed_ms(lambda: started(killed)[1])
-    before = set(folder.glob("snapshot*"))
-    held_ms = [timed_ms(log.look_after)]
+    recovered: list[StateDir] = []
+    yield f"recovery, {what}", timed_ms(lambda: recovered.append(started(killed, num_levels)[1]))
+    recovered.pop().close()
+    before, numbers = set(folder.glob("snapshot*")), itertools.count(10**6)
+
+    def turn() -> None:
+        say(dispatcher, "next", next(numbers))
+        log.commit()
+        log.look_after()
+
+    turns_ms = [timed_ms(turn)]
     while before & set(folder.glob("snapshot*")):
-        held_ms.append(timed_ms(log.look_after))
-    yield "snapshot holds the loop, 10^6 levels", max(held_ms)
-    yield "stop, 10^6 levels", timed_ms(log.close)
+        turns_ms += [timed_ms(turn) for _ in range(100)]
+    yield f"next(1) while a snapshot is made, p50, {what}", 1e3 * float(np.percentile(turns_ms, 50))
+    yield f"next(1) while a snapshot is made, p99, {what}", 1e3 * float(np.percentile(turns_ms, 99))
+    yield f"next(1) while a snapshot is made, longest, {what}", max(turns_ms)
+    yield f"stop, {what}", timed_ms(log.close)
+    yield f"memory, {what}", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def timed_ms(do: Callable[[], object]) -> float:
@@ -140,8 +158,8 @@ def timed_ms(do: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - started_s)
 
 
-def started(folder: Path) -> tuple[Dispatcher, StateDir]:
-    curriculum = Curriculum(Config(levels=range(MANY_LEVELS), strategy="external"))
+def started(folder: Path, num_levels: int) -> tuple[Dispatcher, StateDir]:
+    curriculum = Curriculum(Config(levels=range(num_levels), strategy="external"))
     dispatcher, log = Dispatcher({"default": curriculum}, max_frame_bytes=2**28), StateDir(folder)
     restart(dispatcher, log)
     return dispatcher, log

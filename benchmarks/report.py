@@ -35,10 +35,13 @@ class Row:
         return statistics.median(self.values)
 
 
-def arguments(doc: str | None, *, rounds: int) -> argparse.Namespace:
+def arguments(doc: str | None, *, rounds: int, levels: str | None = None) -> argparse.Namespace:
+    """Reads the command line; a benchmark that says what `--levels` means to it has that option, None by default."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help="interleaved rounds (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON; - for standard output, alone")
+    if levels is not None:
+        parser.add_argument("--levels", type=int, metavar="N", help=levels)
     return parser.parse_args()
 
 
