@@ -10,13 +10,12 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rich.text import Text
-
 from plr_client.errors import MissingDependency
 from plr_server.viewer.collect import Collector
 from plr_server.viewer.measures import SORT_KEYS
 
 try:
+    from rich.text import Text
     from textual.app import App, ComposeResult
     from textual.binding import BindingType
     from textual.containers import Horizontal, Vertical
@@ -24,8 +23,8 @@ try:
     from textual.css.query import NoMatches
     from textual.widgets import DataTable, Footer, Input, Sparkline, Static, Tab, Tabs
 except ModuleNotFoundError as error:
-    if str(error.name).partition(".")[0] != "textual":
-        raise  # a module that it needs
+    if str(error.name).partition(".")[0] not in {"rich", "textual"}:
+        raise  # a module that they need
     raise MissingDependency("textual", "top") from error
 
 REFRESH_S = 1.0

@@ -220,9 +220,10 @@ def test_it_needs_a_terminal(ipc, capsys):
     assert capsys.readouterr().err == f"plr-server: {expected}\n"
 
 
-def test_without_textual_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "textual", None)
-    monkeypatch.setitem(sys.modules, "textual.app", None)
+@pytest.mark.parametrize("absent", [("textual", "textual.app"), ("rich", "rich.text")], ids=["textual", "rich"])
+def test_without_textual_it_says_what_to_install(absent, monkeypatch):
+    for module in absent:
+        monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "plr_server.viewer.top")
     with pytest.raises(MissingDependency, match=r"textual.*\[top\]"):
         import plr_server.viewer.top  # noqa: F401, PLC0415
