@@ -167,11 +167,14 @@ class Top(App[None]):
 
     def _refresh(self) -> None:
         if not self._is_paused:
-            with contextlib.suppress(NoMatches):  # of a tick that comes while the terminal is closed
-                self._show()
+            self._show()
 
     def _show(self) -> None:
         """Shows what the collector has now."""
+        with contextlib.suppress(NoMatches):  # of a tick or a key that comes while the terminal is closed
+            self._show_all()
+
+    def _show_all(self) -> None:
         self._show_tabs(list(self._collector.tick(None)["curricula"]))
         said = self._collector.document(self._shown or "")
         curricula = said["curricula"]
