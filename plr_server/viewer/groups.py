@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plr_server.viewer.functions import OfLevel
-from plr_server.viewer.measures import DIGITS, Look, rounded_to, shade
+from plr_server.viewer.measures import Look, rounded_to, shade
 
 MAX_GROUPS = 12  # with names of their own: what a chart can tell apart; all others are together in `OTHERS`
 OTHERS = "others"
 LABEL_CHARS = 24
+RETURN_DIGITS = 3  # a history has many of them
 AT_ONCE = 64  # levels, between two looks at the clock
 NO_GROUP, FAILED = -1, -2  # of a row: not asked for yet; the function failed
 NOBODY = -1  # the level of a row that was never asked for
@@ -68,7 +69,7 @@ class Groups:
         return {
             "group_mass": shade(mass),
             "group_returns": [
-                rounded_to(DIGITS, total / count) if count and math.isfinite(total) else None
+                rounded_to(RETURN_DIGITS, total / count) if count and math.isfinite(total) else None
                 for total, count in zip(earned.tolist(), counted.tolist(), strict=True)
             ],
             "group_levels": np.bincount(groups, minlength=num).tolist(),

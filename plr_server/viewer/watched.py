@@ -43,6 +43,7 @@ MAX_ANCESTORS = 16
 PAYLOAD_CHARS = 400  # of a payload, as text
 MAX_PARENTS = 4096  # whose children's origin is known after they are gone
 COUNTED = ("draws", "replays", "pushes", "levels_seen")  # what the history keeps of the counters
+ONLY_NOW = ("group_levels",)  # of a summary: what the history has no room for
 RATES = ("draws", "pushes", "steps", "episodes")
 SAVED_ROWS = 200  # of the level table, in a file
 
@@ -202,7 +203,8 @@ class Watched:
                 self.labels = self._groups.labels
             t = round(time.time(), 1)
             counted = {name: counters[name] for name in COUNTED}
-            self.history.add({"t": t, **counted, **self._summary})
+            kept = {name: value for name, value in self._summary.items() if name not in ONLY_NOW}
+            self.history.add({"t": t, **counted, **kept})
             self._follow(t)
         return is_another
 

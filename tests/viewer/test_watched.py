@@ -194,7 +194,7 @@ def test_groups_and_pictures(config, functions):
         else:
             trainer.insert([{"rooms": number % 3, "at": number} for number in range(8)], scores=np.ones(8))
             expected = {"0": 3, "1": 3, "2": 2}
-        faults.eventually(lambda: columns_of(collector).get("group_levels"), "a look")
+        faults.eventually(lambda: columns_of(collector).get("group_mass"), "a look")
         now = collector.document()["curricula"]["default"]
         assert dict(zip(now["groups"], now["summary"]["group_levels"], strict=True)) == expected
         assert now["has_pictures"]
@@ -218,7 +218,7 @@ def test_another_server_has_other_levels_of_the_same_ids(functions, ipc, monkeyp
                 assert trainer.insert([{"rooms": rooms}], scores=[0.5]).tolist() == [0]
                 of = str(rooms)
                 faults.eventually(lambda of=of: collector.level("default", 0).get("group") == of, "its levels")
-                faults.eventually(lambda: columns_of(collector).get("group_levels"), "a look")
+                faults.eventually(lambda: columns_of(collector).get("group_mass"), "a look")
                 pictures.append(collector.picture("default", 0))
             faults.eventually(lambda: collector.tick("default")["lost_s"] is not None, "it noticed")
         assert pictures[0] != pictures[1]
@@ -235,8 +235,10 @@ def test_the_groups_of_a_history_keep_their_places(functions, tmp_path):
             await_pushes(collector, 2)
         now = read_file(file)["curricula"]["default"]
         assert now["groups"] == ["3 tens", "0 tens", "1 tens"]
-        assert now["history"]["columns"]["group_levels"][0] == [10]
-        assert now["history"]["columns"]["group_levels"][-1] == [10, 10, 10]
+        columns = now["history"]["columns"]
+        assert len(base64.b64decode(columns["group_mass"][0])) == 1
+        assert len(base64.b64decode(columns["group_mass"][-1])) == 3
+        assert now["summary"]["group_levels"] == [10, 10, 10]
 
 
 @pytest.mark.usefixtures("hasty")

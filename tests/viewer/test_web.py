@@ -15,6 +15,8 @@ import pytest
 from plr_client import ConfigError, Trainer
 from plr_server import Config, launch
 from plr_server.viewer.collect import Collector
+from plr_server.viewer.functions import OfLevel
+from plr_server.viewer.groups import Groups
 from plr_server.viewer.history import CAPACITY, History
 from plr_server.viewer.measures import look
 from plr_server.viewer.web import STATIC, Pages, whole_page
@@ -71,9 +73,13 @@ def test_a_page_with_a_full_history_takes_at_most_150_kb(live):
     )
     with launch(Config(levels=range(1000))) as server, Trainer(server.address) as trainer:
         samples, rng = History(), np.random.default_rng(0)
+        groups = Groups(OfLevel("group", "builtins:str"), budget_s=60.0)  # as many groups as there can be
         for t in range(CAPACITY):
             trainer.push_scores(range(1000), rng.normal(size=1000))
-            _, summary = look(Config(levels=range(1000)), 0, trainer.table())
+            it, summary = look(Config(levels=range(1000)), 0, trainer.table())
+            of_groups = groups.look(it, lambda ids: ids)
+            del of_groups["group_levels"]  # is of now alone
+            summary |= of_groups | {"group_returns": [float(f"{each:.3g}") for each in rng.normal(size=13)]}
             samples.add(
                 {"t": 1.7e9 + t, "draws": 10**6 + t, "replays": 10**6, "pushes": t, "levels_seen": 1000, **summary}
             )
