@@ -210,6 +210,7 @@ class Connection:
         with self._lock:
             if self._socket is None and not (self._exchange.begun or self._exchange.unanswered):
                 return
+            self._exchange.give_up_waiting()  # such as for levels asked for ahead
             try:
                 self._make_room(1)
             finally:

@@ -173,6 +173,11 @@ class Exchange:
             self._patience_s = _NEVER
         self._release(pending)
 
+    def give_up_waiting(self) -> None:
+        """Nobody waits for any request any more."""
+        for pending in [each for each in (*self._under_way, *self._to_send) if each.waited and each.outcome is None]:
+            self.give_up(pending)
+
     def lost(self) -> None:
         """The socket is closed, or is to be: what has no reply is sent again on another, after a hello."""
         self._to_send.extendleft(reversed(self._under_way))

@@ -180,6 +180,18 @@ def test_a_request_that_was_given_up_is_not_sent_again(greeted):
     assert (pending.outcome, later.outcome) == (None, None)
 
 
+def test_when_nobody_waits_any_more_what_is_left_is_what_nobody_waited_for(greeted):
+    for waited in (True, False, True, False):
+        greeted.push(waited=waited)
+    assert len(greeted.act()) == 4
+    greeted.push()
+    greeted.give_up_waiting()
+    assert (greeted.unanswered, greeted.oldest.number) == (2, 4)
+    assert greeted.act(2.0)[0] == "hang up"
+    greeted.hear_hello(survived=5)
+    assert greeted.act() == [("push", 4, 2, 0), ("push", 6, 2, 4)]
+
+
 def test_what_cannot_be_sent_takes_no_number(greeted):
     for arrays in ({"values": np.array(["a"])}, {"values": np.zeros(1 << 18)}):
         with pytest.raises(InvalidInput if arrays["values"].dtype.kind == "U" else MessageTooLarge, match="values"):
