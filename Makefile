@@ -40,9 +40,12 @@ test-browser: .venv-browser/dev
 	.venv-browser/bin/python -m pytest -rs tests/viewer/test_page.py tests/viewer/test_wheel.py
 
 # A hundred kill -9 of a server under load, three times; a thousand older state directories; 100 000 commands through a proxy
-# that cuts, and one that shuffles; and a kill at each system call that changes a state directory (strace).
+# that cuts, and one that shuffles; a kill at each system call that changes a state directory (strace); and at last half an
+# hour with everything on.
+SOAK_MINUTES := 30
 soak: .venv/dev
 	$(BIN)/python -m pytest -s -m slow tests/serving/test_restart.py tests/serving/test_proxied.py tests/serving/test_system_calls.py
+	$(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES)
 
 # Simulated schedules of clients, server, network and disk; go on with BEGIN where the last ones got to.
 SCHEDULES := 1000000
