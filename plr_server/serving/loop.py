@@ -197,7 +197,8 @@ class _Loop:
     def _answer_some(self) -> bool:
         """Answers a batch of requests, and of those that are put off some; returns whether none was left.
 
-        Where replies have to wait for the disk, all of the batch wait for it together.
+        Nobody knows that where something was sent after the socket was found empty: its file may not tell what has come
+        meanwhile. Where replies have to wait for the disk, all of the batch wait for it together.
         """
         wire, turns, log = self._wire, self._turns, self._log
         held: list[tuple[bytes, Frames]] | None = [] if log is not None and log.holds_replies else None
@@ -212,6 +213,7 @@ class _Loop:
                 self._answer(received, held)
                 if held and len(held[-1][1]) > 1:  # it has arrays: of such replies only one is held
                     break
+        none_left = received is None and not (turns or held)
         until_s = time.monotonic() + SLICE_S if turns else 0.0
         while turns:
             self._answer(turns.next(), held)
@@ -220,7 +222,7 @@ class _Loop:
         if log is None or log.commit():  # who hears nothing asks again, and by then it may be on the disk
             for peer, reply in held or ():
                 wire.send_reply(peer, reply, self.dispatcher.refusal)
-        return received is None and not turns
+        return none_left
 
     def _answer(self, received: Received, held: list[tuple[bytes, Frames]] | None) -> None:
         """Answers one request, or has its reply held."""

@@ -15,9 +15,11 @@ import pytest
 from plr_client import InvalidInput, LevelClient, ServerUnreachable, Trainer
 from plr_client.protocol import Notice
 from plr_server import Config, Curriculum
+from plr_server.durability.state_dir import StateDir
 from plr_server.serving.dispatch import Dispatcher
 from plr_server.serving.endpoint import listening
 from plr_server.serving.loop import _Loop
+from plr_server.serving.restart import restart
 from plr_server.serving.wire import Wire
 
 # ---- bad input
@@ -228,6 +230,32 @@ def asked(loop, raw, frames):
     reply = raw.receive()
     assert reply.error is None
     return reply
+
+
+@pytest.mark.parametrize("size", [1, 20_000], ids=["small", "put off"])
+def test_what_comes_while_replies_go_out_is_not_left_until_the_next_look(ipc, tmp_path, monkeypatch, size):
+    """That look is an hour away; the replies of a batch go out after its sync, and those of large requests last."""
+    monkeypatch.setattr("plr_server.serving.loop.TICK_S", 3600.0)
+    dispatcher = Dispatcher({"default": Curriculum(Config(levels=range(10)))}, max_frame_bytes=1 << 20)
+    scores = {"levels": np.zeros(size, int), "scores": np.zeros(size)}
+    with contextlib.ExitStack() as stack:
+        log = StateDir(tmp_path / "state", fsync="always" if size == 1 else "never")
+        stack.callback(log.close)
+        restart(dispatcher, log)
+        wire = Wire(1 << 20)
+        stack.callback(wire.close)
+        stack.enter_context(listening(wire.router, ipc))
+        stack.callback(wire.close)
+        told, stop = (stack.enter_context(each) for each in socket.socketpair())
+        loop = threading.Thread(target=_Loop(dispatcher, wire, told, log).run, args=[None])
+        loop.start()
+        stack.callback(loop.join)
+        stack.callback(stop.send, b"stop")
+        with Trainer(ipc, timeout_s=faults.DEADLINE_S) as trainer:
+            for _ in range(200):
+                trainer.push_scores(**scores, wait=False)
+            trainer.flush()
+            assert trainer.counters()["pushes"] == 200
 
 
 def test_pings_do_not_pile_up_at_a_client_in_a_long_episode(loop, ipc):
