@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from plr_server import Config, Curriculum
+from plr_server.curriculum.sampling.transforms import TRANSFORMS
 from plr_server.viewer.measures import MASS_BINS, SCORE_BINS, SORT_KEYS, look, narrow, rows
 
 CONFIGS = {
@@ -20,6 +21,7 @@ CONFIGS = {
     "sequential": Config(levels=range(100), strategy="sequential"),
     "ids": Config(levels=tuple(range(200, 0, -2)), transform="eps_greedy"),
     "unbounded": Config(levels="unbounded", capacity=30),
+    **{transform: Config(levels=range(100), transform=transform, temperature=0.7) for transform in TRANSFORMS},
 }
 
 

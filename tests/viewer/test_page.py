@@ -336,10 +336,13 @@ def test_mass_and_returns_by_group_are_the_sums_of_the_curriculum(mazes, visit):
     assert page.caption("group-mass").startswith(f"Most often {most}: ")
     assert page.page.locator("#chart-group-return canvas").count() == 1
     toggle = page.page.locator("#chart-mass .button")
+    scale = page.page.locator("#chart-mass .scale span")
+    assert "along the level space" in scale.inner_text()
     toggle.focus()
     page.page.keyboard.press("Enter")
     assert toggle.get_attribute("aria-pressed") == "true"
     assert page.page.evaluate("charts.find((chart) => chart.spec.id === 'mass').heat.labels") == labels
+    assert scale.inner_text() == "all replays of this group"
 
 
 def test_a_level_in_full_with_its_picture_and_its_ancestors(mazes, visit):

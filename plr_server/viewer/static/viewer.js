@@ -149,6 +149,7 @@ const CHARTS = [
     answer: (now) => `${number(now.summary.most_mass_levels)} of ${number(now.counters.levels_seen)} seen levels take ` +
       "90 % of the replays.",
     scale: "replays of these levels; bottom to top: along the level space",
+    scaleByGroup: "replays of this group",
     heat: (h, now) => ({
       low: 0,
       high: now.counters.levels,
@@ -243,7 +244,10 @@ class Chart {
     this.place = make("div", { class: "plot", role: "img", "aria-labelledby": `answer-${spec.id}` });
     this.figure = make("figure", { id: `chart-${spec.id}`, ...(spec.small ? { class: "small" } : {}) },
       make("figcaption", {}, make("h2", {}, spec.title), this.caption), this.place);
-    if (spec.scale) this.figure.append(make("p", { class: "scale" }, "none", make("i"), `all ${spec.scale}`));
+    if (spec.scale) {
+      this.scale = make("span", {}, `all ${spec.scale}`);
+      this.figure.append(make("p", { class: "scale" }, "none", make("i"), this.scale));
+    }
     this.figure.hidden = Boolean(spec.when);
     if (spec.byGroup) this.addToggle();
     parent.append(this.figure);
@@ -272,7 +276,9 @@ class Chart {
     if (this.figure.hidden) return;
     if (this.toggle) this.toggle.hidden = !now.groups?.length;
     this.caption.textContent = this.spec.answer(now);
-    this.heat = this.isByGroup && now.groups?.length ? this.spec.byGroup(columns, now) : this.spec.heat?.(columns, now);
+    const isByGroup = this.isByGroup && now.groups?.length > 0;
+    this.heat = isByGroup ? this.spec.byGroup(columns, now) : this.spec.heat?.(columns, now);
+    if (this.toggle) this.scale.textContent = `all ${isByGroup ? this.spec.scaleByGroup : this.spec.scale}`;
     this.series = this.spec.seriesOf?.(now) ?? this.spec.series;
     const parts = JSON.stringify([this.heat?.labels, this.series?.map(({ label }) => label)]);
     if (parts !== this.parts) { // a group was met: other lines, or other rows
