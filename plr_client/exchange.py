@@ -40,6 +40,7 @@ from plr_client.protocol import (
 )
 
 FIRST_ATTEMPT_S = 2.0  # of silence, then 4 s, 8 s, ...: what was sent is sent again on a fresh connection
+REMEMBERED_S = 30.0  # so long, and longer, a server knows a session that has gone
 MAX_UNDER_WAY = 16  # requests sent and not answered; the server holds so many replies
 MAX_KEPT_BYTES = 256 * 1024 * 1024  # of requests that may have to be sent again
 ONCE = frozenset(("push", "push_step", "push_scores", "insert", "set_score_function"))  # else twice does no harm
@@ -206,8 +207,11 @@ class Exchange:
         self._closing_seen, self._silences = False, 0
         error = message.error
         if error is not None and isinstance(error, SessionExpired | OutOfStep):
-            if isinstance(error, SessionExpired) and pending.attempts == 1:
+            if isinstance(error, SessionExpired) and pending.attempts == 1 and now_s < pending.sent_s + REMEMBERED_S:
                 self._refused = pending.number
+            self.lost()
+            return
+        if message.run != self._run:  # that server, started meanwhile, has got a copy of the hello
             self.lost()
             return
         under_way.remove(pending)
@@ -236,6 +240,7 @@ class Exchange:
             pending.frames = readdressed(pending.frames, self.num_connections, after)
             pending.connection = self.num_connections
         pending.attempts += 1
+        pending.sent_s = now_s
         if not self._under_way:
             self._patience_s = now_s + FIRST_ATTEMPT_S * 2.0**self._silences
         self._under_way.append(pending)
@@ -279,7 +284,8 @@ class Exchange:
         """Finds out what of all that was sent the server has, and sends the rest again."""
         self._closing_seen = False
         self._hello, self._patience_s = 0, _NEVER
-        told, same_state, error = reply.result, reply.epoch == self._epoch, reply.error
+        told, error = reply.result, reply.error
+        same_state = told.get("epoch") == self._epoch
         survived = told.get("survived", 0)
         if error is None and same_state and survived < self.durable:
             error = StateRolledBack(self.durable, survived)
@@ -300,7 +306,7 @@ class Exchange:
             self._begin_anew(unanswered, known=survived < self._begun_at or not (same_state or survived))
         if self.begun != told["begun"]:
             self.begun, self._begun_at = told["begun"], reply.position
-        self._epoch, self._run, self._max_frame_bytes = reply.epoch, told["run"], told["max_frame_bytes"]
+        self._epoch, self._run, self._max_frame_bytes = told["epoch"], reply.run, told["max_frame_bytes"]
         self._note_durable(reply.durable)
         self._greeted, self._refused = True, 0
         for pending in [each for each in self._to_send if len(each.frames) > 1]:
@@ -315,7 +321,7 @@ class Exchange:
             if pending.number > applied or (pending.waited and pending.outcome is None):
                 self._to_send.append(pending)
             else:
-                answer = Reply(pending.number, reply.epoch, reply.durable, position=reply.position)
+                answer = Reply(pending.number, reply.run, reply.durable, position=reply.position)
                 self._settle(pending, answer, exact=False)
 
     def _begin_anew(self, unanswered: list[Pending], *, known: bool) -> None:

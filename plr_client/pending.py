@@ -24,6 +24,7 @@ class Pending:
         connection: that the frames are addressed to.
         waited: somebody waits for its outcome; otherwise its error goes to `Exchange.errors`.
         attempts: how often it was sent, less the copies that are known to be lost.
+        sent_s: when it was sent last.
         outcome: its reply, or the error that it raises; None before.
         position: how many commands the server's state had seen with it; 0 where it is not known.
         exact: the position is not only one that is not exceeded.
@@ -36,6 +37,7 @@ class Pending:
     connection: int
     waited: bool
     attempts: int = 0
+    sent_s: float = 0.0
     outcome: Reply | PlrError | None = None
     position: int = 0
     exact: bool = True

@@ -93,7 +93,7 @@ class Dispatcher:
     Args:
         curricula: the state machines by name; the dispatcher is their only caller.
         max_frame_bytes: told to clients, which then refuse to send more.
-        epoch: names the curricula's state, where it lives in memory alone; every reply carries it.
+        epoch: names the curricula's state, and this run of the server, where it lives in memory alone.
         allow_pickle: take score functions from clients: whoever can connect can then run code in this process.
     """
 
@@ -105,7 +105,7 @@ class Dispatcher:
         self.clients: Mapping[str, Client] | None = None
         self._lags = {name: Lag() for name in curricula}
         self._max_frame_bytes = max_frame_bytes
-        self._epoch = epoch
+        self._epoch = self._run = epoch
         self._log: StateDir | None = None
         self._allow_pickle = allow_pickle
         self._reads: dict[str, Callable[[Curriculum, Request], Result]] = {
@@ -163,7 +163,7 @@ class Dispatcher:
 
     def refusal(self, number: int | None, error: PlrError) -> Frames:
         """Returns the frames of the reply that refuses a request, by its number where that is known."""
-        return encode_reply(Reply(number, self._epoch, 0, error))
+        return encode_reply(Reply(number, self._run, 0, error))
 
     def release(self, name: str) -> None:
         """Takes back the levels that a vanished client's slots hold; its pooled steps wait, it may come back."""
@@ -177,7 +177,7 @@ class Dispatcher:
 
     def write_to(self, log: StateDir) -> None:
         """Has every command written down before it is applied, from now on; the log has all that was before."""
-        self._log, self._epoch = log, log.epoch
+        self._log, self._epoch, self._run = log, log.epoch, log.runs[-1].name
 
     def state(self, reuse: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Returns the state of curricula and clients, a plain value: what all commands so far have made of it.
@@ -253,7 +253,7 @@ class Dispatcher:
         session = self.sessions.admit(peer, request, client)
         if number == session.written and session.reply is not None:
             durable = 0 if log is None else log.durable
-            return session.reply._replace(epoch=self._epoch, durable=durable, position=session.position)
+            return session.reply._replace(run=self._run, durable=durable, position=session.position)
         if op not in self._writes and op != "goodbye":
             session.sequence = number
             return self._apply(request)
@@ -275,15 +275,20 @@ class Dispatcher:
         """Begins a session, or goes on with one on another connection; tells what is known of it and of the state."""
         is_known, log = self.sessions.get(request.session) is not None, self._log
         session = self.sessions.admit(peer, request, client)
-        told = {"max_frame_bytes": self._max_frame_bytes, "begun": session.begun, "applied": session.written}
+        told = {
+            "max_frame_bytes": self._max_frame_bytes,
+            "epoch": self._epoch,
+            "begun": session.begun,
+            "applied": session.written,
+        }
         if log is None:
-            return Reply(request.sequence, self._epoch, 0, None, told | {"run": 0, "survived": 0})
+            return Reply(request.sequence, self._run, 0, None, told | {"survived": 0})
         if not is_known:
             kind = Kind.REQUEST if client is None else Kind.NAMED
             log.write(kind, framed([*([] if client is None else [client.encode()]), *frames]), op="hello", needed=False)
             session.position = log.sequence
-        told |= {"run": log.runs[-1].name, "survived": log.survived(request.args.get("run"))}
-        return Reply(request.sequence, self._epoch, log.durable, None, told, position=session.position)
+        told["survived"] = log.survived(request.args.get("run"))
+        return Reply(request.sequence, self._run, log.durable, None, told, position=session.position)
 
     def _check(self, request: Request) -> None:
         """Refuses what does not depend on the state alone, and would turn out otherwise in another process.
@@ -307,7 +312,7 @@ class Dispatcher:
         number, op = request.sequence, request.op
         if op == "goodbye":
             self._carry_out(op, request.session)
-            return Reply(number, self._epoch, 0)
+            return Reply(number, self._run, 0)
         reply = session.reply = self._apply(request, session.position)
         session.sequence = session.written = number
         return reply
@@ -331,7 +336,7 @@ class Dispatcher:
         try:
             if op == "describe":  # of all curricula
                 configs = {name: _described(each.config) for name, each in self.curricula.items()}
-                return Reply(number, self._epoch, 0, None, {"curricula": configs})
+                return Reply(number, self._run, 0, None, {"curricula": configs})
             curriculum = self.curricula.get(request.curriculum)
             if curriculum is None:
                 raise UnknownCurriculum(request.curriculum[:80], ", ".join(sorted(self.curricula)))  # noqa: TRY301
@@ -340,7 +345,7 @@ class Dispatcher:
                 known = ", ".join(sorted([*self._reads, *self._writes, "describe", "hello", "goodbye"]))
                 raise UnknownOperation(op[:80], known)  # noqa: TRY301
             result = apply(curriculum, request)
-            return Reply(number, self._epoch, 0 if log is None else log.durable, None, *result, position)
+            return Reply(number, self._run, 0 if log is None else log.durable, None, *result, position)
         except KeyboardInterrupt:
             raise
         except ScoreFunctionError as refusal:
@@ -350,7 +355,7 @@ class Dispatcher:
             error = refusal
         except BaseException as exc:  # noqa: BLE001  of a score function, or a bug: the server goes on
             error = _failed(op, exc)
-        return Reply(number, self._epoch, 0 if log is None else log.durable, error, position=position)
+        return Reply(number, self._run, 0 if log is None else log.durable, error, position=position)
 
     @staticmethod
     def _set_score_function(curriculum: Curriculum, request: Request) -> Result:

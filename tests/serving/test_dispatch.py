@@ -374,12 +374,12 @@ def test_reads_are_made_anew_and_writes_with_the_number_of_a_read_are_refused():
     assert made.curricula["default"].stats()["draws"] == 3
 
 
-def test_replies_carry_the_epoch_and_a_state_in_memory_has_no_position():
+def test_replies_carry_the_run_and_a_state_in_memory_has_no_position():
     made = dispatcher()
     for seq, op in ((2, "stats"), (3, "next"), (5, "fly")):
         reply = ask(made, faults.request(op, WRITES.get(op), session="a", seq=seq))
-        assert (reply.id, reply.epoch, reply.position, reply.durable) == (seq, EPOCH, 0, 0)
-    assert ask(made, [b"garbage"]).epoch == EPOCH
+        assert (reply.id, reply.run, reply.position, reply.durable) == (seq, EPOCH, 0, 0)
+    assert ask(made, [b"garbage"]).run == EPOCH
 
 
 # ---- what costs nothing to ask
@@ -416,7 +416,7 @@ def test_describe_tells_of_every_curriculum_whatever_the_name_asked_with():
 
 def test_hello_tells_the_limit_of_a_frame_which_session_it_is_and_what_of_it_was_applied():
     made = dispatcher()
-    told = {"max_frame_bytes": MAX_FRAME_BYTES, "begun": 4, "applied": 0, "run": 0, "survived": 0}
+    told = {"max_frame_bytes": MAX_FRAME_BYTES, "epoch": EPOCH, "begun": 4, "applied": 0, "survived": 0}
     assert ask(made, faults.hello("new", seq=5)).result == told
     ask(made, faults.request("next", WRITES["next"], session="new", seq=8))
     ask(made, faults.request("stats", session="new", seq=9))
