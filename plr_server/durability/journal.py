@@ -36,7 +36,7 @@ class Journal:
         link: the last record.
         synced: up to which command all are on the disk.
         num_bytes: how long the segment is.
-        failed: what a sync failed of; None while none did.
+        failed: what ended this journal, a sync or what could not be taken back of a write; None while nothing did.
 
     Raises:
         OSError: it cannot be made; FileExistsError, where there is one of that name.
@@ -117,8 +117,10 @@ class Journal:
         """Takes note of a sync in the background that is done; returns whether none goes on.
 
         Raises:
-            OSError: it failed, and this journal is over.
+            OSError: it failed, or what a failed write had left could not be taken back: this journal is over.
         """
+        if self.failed is not None:
+            raise self.failed
         if self._syncing is None:
             return True
         sequence, syncing = self._syncing

@@ -438,7 +438,7 @@ class StateDir:
         files.sync_folder(self._path)
 
     def _sync_failed(self, exc: OSError) -> None:
-        logger.error("a sync of %s failed, a snapshot is written to new files: %s", self._path, exc)
+        logger.error("the journal in %s is over, a snapshot is written to new files: %s", self._path, exc)
         self._fall_behind(exc)
         self._catch_up()
 

@@ -624,6 +624,22 @@ def test_what_need_not_be_written_goes_on_in_memory_until_there_is_space(folder,
     assert recovered(folder) == ["before", "written", "levels", "more levels", "after"]
 
 
+def test_a_write_that_cannot_be_taken_back_ends_the_journal_though_no_command_comes(folder, open_server, monkeypatch):
+    """Where it is of what the server notes by itself, too: else no reply would go out any more."""
+    server = open_server(fsync="always")
+    server.do("first")
+    assert server.dir.commit()
+    with monkeypatch.context() as patch, files_no_longer_than(only_journal(folder).stat().st_size + 10):
+        patch.setattr(os, "ftruncate", refuse(os.ftruncate, after=0, code=errno.EIO))
+        server.dir.look_after()  # says what is synced
+    assert not server.dir.commit()
+    server.dir.look_after()
+    assert server.dir.commit()
+    server.do("second")
+    assert server.dir.commit()
+    assert recovered(folder) == ["first", "second"]
+
+
 @pytest.mark.parametrize("fsync", ["interval", "always"])
 def test_a_sync_that_failed_is_never_tried_again_on_that_file(folder, open_server, monkeypatch, fsync):
     server = open_server(fsync=fsync)
