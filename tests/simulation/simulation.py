@@ -182,7 +182,8 @@ class World:
         if self.server is not None:
             return
         try:
-            self.server = Server(self, accept_loss=self._accept_loss)
+            # Whoever has a copy of a rotten file restores it before a loss is accepted.
+            self.server = Server(self, accept_loss=self._accept_loss and self.disk.rotten is None)
         except Crash:
             self._after_crash()
         except StateDamaged as error:
