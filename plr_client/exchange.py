@@ -147,7 +147,8 @@ class Exchange:
         last = self._to_send or self._under_way
         number = self._number + 1
         after = last[-1].number if last else 0
-        request = Request(self._session, self.num_connections, number, self._curriculum, op, args, arrays, after)
+        where = self._session, self.num_connections, number, self._curriculum
+        request = Request(*where, op, args, arrays, after, self._run)
         frames = encode_request(request)
         if len(frames) > 1 and (error := oversized(frames, self._max_frame_bytes)) is not None:
             raise error
@@ -211,9 +212,6 @@ class Exchange:
                 self._refused = pending.number
             self.lost()
             return
-        if message.run != self._run:  # that server, started meanwhile, has got a copy of the hello
-            self.lost()
-            return
         under_way.remove(pending)
         self._patience_s = now_s + FIRST_ATTEMPT_S if under_way else _NEVER
         self._settle(pending, message)
@@ -237,7 +235,7 @@ class Exchange:
         pending = self._to_send.popleft()
         if pending.connection != self.num_connections:
             after = self._under_way[-1].number if self._under_way else 0
-            pending.frames = readdressed(pending.frames, self.num_connections, after)
+            pending.frames = readdressed(pending.frames, self.num_connections, after, self._run)
             pending.connection = self.num_connections
         pending.attempts += 1
         pending.sent_s = now_s
@@ -284,8 +282,7 @@ class Exchange:
         """Finds out what of all that was sent the server has, and sends the rest again."""
         self._closing_seen = False
         self._hello, self._patience_s = 0, _NEVER
-        told, error = reply.result, reply.error
-        same_state = told.get("epoch") == self._epoch
+        told, same_state, error = reply.result, reply.epoch == self._epoch, reply.error
         survived = told.get("survived", 0)
         if error is None and same_state and survived < self.durable:
             error = StateRolledBack(self.durable, survived)
@@ -306,7 +303,7 @@ class Exchange:
             self._begin_anew(unanswered, known=survived < self._begun_at or not (same_state or survived))
         if self.begun != told["begun"]:
             self.begun, self._begun_at = told["begun"], reply.position
-        self._epoch, self._run, self._max_frame_bytes = told["epoch"], reply.run, told["max_frame_bytes"]
+        self._epoch, self._run, self._max_frame_bytes = reply.epoch, told["run"], told["max_frame_bytes"]
         self._note_durable(reply.durable)
         self._greeted, self._refused = True, 0
         for pending in [each for each in self._to_send if len(each.frames) > 1]:
@@ -321,7 +318,7 @@ class Exchange:
             if pending.number > applied or (pending.waited and pending.outcome is None):
                 self._to_send.append(pending)
             else:
-                answer = Reply(pending.number, reply.run, reply.durable, position=reply.position)
+                answer = Reply(pending.number, reply.epoch, reply.durable, position=reply.position)
                 self._settle(pending, answer, exact=False)
 
     def _begin_anew(self, unanswered: list[Pending], *, known: bool) -> None:

@@ -3,17 +3,18 @@
 Layout
   * A message is frame 1, a msgpack list called the header, then one raw frame for each array that is not in the header.
     Further elements of a list are ignored, so that a later release may add some.
-  * A request's header: `[v, session, connection, seq, after, curriculum, op, args, arrays]`.
+  * A request's header: `[v, session, connection, seq, after, run, curriculum, op, args, arrays]`.
       v           PROTOCOL_VERSION
       session     whom the server takes the client for: its uuid, hex
       connection  1, 2, ...: the how-manieth connection of the session this is; a client speaks on its latest alone
       seq         1, 2, ...: the how-manieth request of the session; its reply carries it as `id`
       after       the `seq` of the request before, where that one's reply has not come; else 0
+      run         what the hello's reply called it: a server that was started since refuses the request; 0 for any run
       curriculum  the name of the curriculum it is for
       op, args    the operation and its plain arguments, a map
-  * A reply's header: `[v, id, run, position, durable, error, result, arrays]`.
+  * A reply's header: `[v, id, epoch, position, durable, error, result, arrays]`.
       id          the `seq` of the request; nil where that could not be read
-      run         names the server since it was started: another run knows nothing of a hello that was not to it
+      epoch       names the server's state: another epoch, another state
       position    of a request that may have changed the state: how many commands the state has seen with it; else 0,
                   as with a state that lives in memory alone
       durable     how many of those commands cannot get lost any more, by what the server's operator chose
@@ -28,10 +29,10 @@ Rules
     know is refused as `SessionExpired`, and not applied.
   * So does every connection of a session, and every run of the server. Before it, after a gap (`after` has not come),
     or out of turn, a request is refused as `OutOfStep`, and not applied: the client says hello on a fresh connection.
-  * A hello's args may name the `run` of the server that the client spoke to last. Its reply tells the `epoch`, which
-    names the server's state (another epoch, another state); how many commands of the run it named have `survived`, the
-    session's number among all that were `begun`, and the highest `applied` seq of it that may have changed the state.
-    What the client sent and is neither applied nor has survived it sends again, in order, before anything new.
+  * A hello's args may name the `run` of the server that the client spoke to last. Its reply tells the `run` it speaks
+    to now, how many commands of the run it named have `survived`, the session's number among all that were `begun`,
+    and the highest `applied` seq of it that may have changed the state. What the client sent and is neither applied nor
+    has survived it sends again, in order, before anything new.
   * Every request gets one reply. One that is sent again carries the same `session` and `seq`, and the `connection` it
     is sent on; the server applies it once and repeats the reply.
   * Few levels travel as ints in `args` and `result`, many as arrays.
@@ -85,13 +86,14 @@ _REQUEST = {
     "connection": int,
     "seq": int,
     "after": int,
+    "run": int,
     "curriculum": str,
     "op": str,
     "args": dict,
     "arrays": list,
 }
 _REQUEST_KINDS = tuple(_REQUEST.values())
-_REPLY_KINDS = (int, int, int, dict, list)  # of run, position, durable, result, arrays
+_REPLY_KINDS = (int, int, int, dict, list)  # of epoch, position, durable, result, arrays
 _SHOWN_CHARS = 80
 _LISTS = bytes([*range(0x90, 0xA0), 0xDC, 0xDD])  # what a list begins with
 _NOT_MAPS = bytes(sorted({*range(256)} - {*range(0x80, 0x90), 0xC7, 0xC8, 0xC9, *range(0xD4, 0xD9), 0xDE, 0xDF}))
@@ -113,6 +115,7 @@ class Request(NamedTuple):
     args: Mapping[str, Any] = _NONE
     arrays: Mapping[str, NDArray[Any]] = _NONE
     after: int = 0
+    run: int = 0
 
 
 class Reply(NamedTuple):
@@ -122,7 +125,7 @@ class Reply(NamedTuple):
     """
 
     id: int | None
-    run: int
+    epoch: int
     durable: int
     error: PlrError | None = None
     result: Mapping[str, Any] = _NONE
@@ -143,14 +146,14 @@ def encode_request(request: Request) -> Frames:
     Raises:
         InvalidInput: an array's dtype is not a bool, an integer or a float, or an argument cannot be packed.
     """
-    session, connection, sequence, curriculum, op, args, arrays, after = request
-    return _encode([PROTOCOL_VERSION, session, connection, sequence, after, curriculum, op, args], arrays)
+    session, connection, sequence, curriculum, op, args, arrays, after, run = request
+    return _encode([PROTOCOL_VERSION, session, connection, sequence, after, run, curriculum, op, args], arrays)
 
 
-def readdressed(frames: Frames, connection: int, after: int) -> Frames:
+def readdressed(frames: Frames, connection: int, after: int, run: int) -> Frames:
     """Returns the frames of a request as they are sent on another connection, or after another request."""
     header = msgpack.unpackb(frames[0])
-    header[2], header[4] = connection, after
+    header[2], header[4], header[5] = connection, after, run
     return [msgpack.packb(header), *frames[1:]]
 
 
@@ -182,7 +185,7 @@ def decode_request(frames: Sequence[Any]) -> Request:
             if type(value) is not kind
         )
         raise ProtocolError(f"{name}: expected {kind.__name__}, got {shown(value)}")
-    _, session, connection, sequence, after, curriculum, op, args, described = fields
+    _, session, connection, sequence, after, run, curriculum, op, args, described = fields
     if not 0 < len(session) <= MAX_SESSION_CHARS:
         raise ProtocolError(f"session: expected 1 to {MAX_SESSION_CHARS} characters, got {len(session)}")
     if connection < 1:
@@ -192,17 +195,17 @@ def decode_request(frames: Sequence[Any]) -> Request:
     if after < 0:
         raise ProtocolError(f"after: expected 0 or more, got {after}")
     arrays = _decode_arrays(described, frames) if described or len(frames) > 1 else _NONE
-    return Request(session, connection, sequence, curriculum, op, args, arrays, after)
+    return Request(session, connection, sequence, curriculum, op, args, arrays, after, run)
 
 
 def encode_reply(reply: Reply) -> Frames:
     """Returns the frames of a reply."""
-    number, run, durable, error, result, arrays, payloads, position = reply
+    number, epoch, durable, error, result, arrays, payloads, position = reply
     if error is not None:
-        return _encode([PROTOCOL_VERSION, number, run, position, durable, error.to_wire(), _NONE], _NONE)
+        return _encode([PROTOCOL_VERSION, number, epoch, position, durable, error.to_wire(), _NONE], _NONE)
     if payloads is not None:
         arrays = {**arrays, **join_payloads(payloads)}
-    return _encode([PROTOCOL_VERSION, number, run, position, durable, None, result], arrays)
+    return _encode([PROTOCOL_VERSION, number, epoch, position, durable, None, result], arrays)
 
 
 def encode_notice(notice: str) -> Frames:
@@ -221,17 +224,17 @@ def decode_reply(frames: Sequence[Any]) -> Reply | Notice:
         return Notice(header[1])
     if len(header) < 8:  # noqa: PLR2004
         raise ProtocolError(f"header: expected 8 elements, got {len(header)}")
-    _, number, run, position, durable, error, result, described = header[:8]
-    kinds = type(run), type(position), type(durable), type(result), type(described)
+    _, number, epoch, position, durable, error, result, described = header[:8]
+    kinds = type(epoch), type(position), type(durable), type(result), type(described)
     if kinds != _REPLY_KINDS or not (number is None or type(number) is int):
         got = ", ".join(type(value).__name__ for value in header[1:8])
-        raise ProtocolError(f"header: expected id, run, position, durable, error, result and arrays, got {got}")
+        raise ProtocolError(f"header: expected id, epoch, position, durable, error, result and arrays, got {got}")
     if error is not None:
         if not (type(error) is list and list(map(type, error)) == [str, list]):
             raise ProtocolError(f"error: expected [code, fields], got {shown(error)}")
-        return Reply(number, run, durable, from_wire(*error), position=position)
+        return Reply(number, epoch, durable, from_wire(*error), position=position)
     arrays = _decode_arrays(described, frames) if described or len(frames) > 1 else _NONE
-    return Reply(number, run, durable, None, result, arrays, None, position)
+    return Reply(number, epoch, durable, None, result, arrays, None, position)
 
 
 def request_id(frames: Sequence[Any]) -> int | None:

@@ -254,9 +254,9 @@ def unfinished(size):
 SESSION = "fault"
 
 
-def request(op, arrays=None, *, seq=2, session=SESSION, connection=1, args=None, after=0):
+def request(op, arrays=None, *, seq=2, session=SESSION, connection=1, args=None, after=0, run=0):
     """The frames of a request."""
-    return encode_request(Request(session, connection, seq, "default", op, args or {}, arrays or {}, after))
+    return encode_request(Request(session, connection, seq, "default", op, args or {}, arrays or {}, after, run))
 
 
 def hello(session=SESSION, *, seq=1, connection=1):
@@ -281,6 +281,7 @@ HEADER = {
     "connection": 1,
     "seq": 7,
     "after": 0,
+    "run": 0,
     "curriculum": "default",
     "op": "push",
     "args": {},
@@ -298,7 +299,7 @@ def nested_in(name, depth):
     fields = {key: msgpack.packb(value) for key, value in HEADER.items()} | {name: nested(depth)}
     if name == "arrays":
         fields[name] = b"\x91\x93" + msgpack.packb("x") + msgpack.packb("<f8") + nested(depth)
-    return b"\x99" + b"".join(fields.values())
+    return b"\x9a" + b"".join(fields.values())
 
 
 # id: (frames, code of the error, its text)
@@ -314,7 +315,7 @@ BAD_FRAMES = {
     ),
     "no list": ([msgpack.packb("hello")], "protocol", "header: expected a msgpack list, got str"),
     "an empty list": ([msgpack.packb([])], "protocol", "v: expected int, got None"),
-    "a list too short": ([msgpack.packb([2, 1])], "protocol", "header: expected 9 elements, got 2"),
+    "a list too short": ([msgpack.packb([2, 1])], "protocol", "header: expected 10 elements, got 2"),
     "a map": ([msgpack.packb({"op": "push"})], "protocol", "header: expected a msgpack list, got dict"),
     "int map keys": ([msgpack.packb({1: 2})], "protocol", "int is not allowed for map key"),
     "a list as map key": ([b"\x81\x90\x01"], "protocol", "list is not allowed for map key"),
@@ -369,6 +370,7 @@ BAD_FRAMES = {
     "a seq that is text": ([header(seq="x" * 200)], "protocol", f"seq: expected int, got {'x' * 80!r}"),
     "a seq below 1": ([header(seq=-1)], "protocol", "seq: expected 1 or more, got -1"),
     "an after below 0": ([header(after=-1)], "protocol", "after: expected 0 or more, got -1"),
+    "a run that is text": ([header(run="7")], "protocol", "run: expected int, got '7'"),
     "an after that is a float": ([header(after=1.0)], "protocol", "after: expected int, got 1.0"),
     "args that are a list": ([header(args=[])], "protocol", "args: expected dict, got list"),
     "an unknown session": (

@@ -178,7 +178,7 @@ class Malformed:
     def _make_odd(self, header):
         place = self._random.randrange(len(header))
         value = self._random.choice(ODD)
-        if place in (3, 4) and type(value) is int:  # no seq, and no after, that could be right
+        if place in (3, 4, 5) and type(value) is int:  # no seq, no after and no run that could be right
             value = -1 - abs(value)
         header[place] = value
 

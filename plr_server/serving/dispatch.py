@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from plr_client.errors import (
     InvalidInput,
+    OutOfStep,
     PickleRefused,
     PlrError,
     ProtocolError,
@@ -93,7 +94,7 @@ class Dispatcher:
     Args:
         curricula: the state machines by name; the dispatcher is their only caller.
         max_frame_bytes: told to clients, which then refuse to send more.
-        epoch: names the curricula's state, and this run of the server, where it lives in memory alone.
+        epoch: names the curricula's state, where it lives in memory alone; every reply carries it.
         allow_pickle: take score functions from clients: whoever can connect can then run code in this process.
     """
 
@@ -163,7 +164,7 @@ class Dispatcher:
 
     def refusal(self, number: int | None, error: PlrError) -> Frames:
         """Returns the frames of the reply that refuses a request, by its number where that is known."""
-        return encode_reply(Reply(number, self._run, 0, error))
+        return encode_reply(Reply(number, self._epoch, 0, error))
 
     def release(self, name: str) -> None:
         """Takes back the levels that a vanished client's slots hold; its pooled steps wait, it may come back."""
@@ -251,9 +252,11 @@ class Dispatcher:
         if op == "hello":
             return self._greet(peer, request, frames, client)
         session = self.sessions.admit(peer, request, client)
+        if request.run not in (0, self._run):  # a late copy, or its sender does not know yet that the server is another
+            raise OutOfStep(op[:80], "a hello to this run of the server first", "none")
         if number == session.written and session.reply is not None:
             durable = 0 if log is None else log.durable
-            return session.reply._replace(run=self._run, durable=durable, position=session.position)
+            return session.reply._replace(epoch=self._epoch, durable=durable, position=session.position)
         if op not in self._writes and op != "goodbye":
             session.sequence = number
             return self._apply(request)
@@ -277,18 +280,18 @@ class Dispatcher:
         session = self.sessions.admit(peer, request, client)
         told = {
             "max_frame_bytes": self._max_frame_bytes,
-            "epoch": self._epoch,
+            "run": self._run,
             "begun": session.begun,
             "applied": session.written,
         }
         if log is None:
-            return Reply(request.sequence, self._run, 0, None, told | {"survived": 0})
+            return Reply(request.sequence, self._epoch, 0, None, told | {"survived": 0})
         if not is_known:
             kind = Kind.REQUEST if client is None else Kind.NAMED
             log.write(kind, framed([*([] if client is None else [client.encode()]), *frames]), op="hello", needed=False)
             session.position = log.sequence
         told["survived"] = log.survived(request.args.get("run"))
-        return Reply(request.sequence, self._run, log.durable, None, told, position=session.position)
+        return Reply(request.sequence, self._epoch, log.durable, None, told, position=session.position)
 
     def _check(self, request: Request) -> None:
         """Refuses what does not depend on the state alone, and would turn out otherwise in another process.
@@ -312,7 +315,7 @@ class Dispatcher:
         number, op = request.sequence, request.op
         if op == "goodbye":
             self._carry_out(op, request.session)
-            return Reply(number, self._run, 0)
+            return Reply(number, self._epoch, 0)
         reply = session.reply = self._apply(request, session.position)
         session.sequence = session.written = number
         return reply
@@ -336,7 +339,7 @@ class Dispatcher:
         try:
             if op == "describe":  # of all curricula
                 configs = {name: _described(each.config) for name, each in self.curricula.items()}
-                return Reply(number, self._run, 0, None, {"curricula": configs})
+                return Reply(number, self._epoch, 0, None, {"curricula": configs})
             curriculum = self.curricula.get(request.curriculum)
             if curriculum is None:
                 raise UnknownCurriculum(request.curriculum[:80], ", ".join(sorted(self.curricula)))  # noqa: TRY301
@@ -345,7 +348,7 @@ class Dispatcher:
                 known = ", ".join(sorted([*self._reads, *self._writes, "describe", "hello", "goodbye"]))
                 raise UnknownOperation(op[:80], known)  # noqa: TRY301
             result = apply(curriculum, request)
-            return Reply(number, self._run, 0 if log is None else log.durable, None, *result, position)
+            return Reply(number, self._epoch, 0 if log is None else log.durable, None, *result, position)
         except KeyboardInterrupt:
             raise
         except ScoreFunctionError as refusal:
@@ -355,7 +358,7 @@ class Dispatcher:
             error = refusal
         except BaseException as exc:  # noqa: BLE001  of a score function, or a bug: the server goes on
             error = _failed(op, exc)
-        return Reply(number, self._run, 0 if log is None else log.durable, error, position=position)
+        return Reply(number, self._epoch, 0 if log is None else log.durable, error, position=position)
 
     @staticmethod
     def _set_score_function(curriculum: Curriculum, request: Request) -> Result:

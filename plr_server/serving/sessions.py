@@ -194,7 +194,7 @@ class Sessions:
 
 def _packed(reply: Reply) -> list[bytes]:
     """Returns the frames of a reply that can be repeated in any run of the server."""
-    return [bytes(frame) for frame in encode_reply(reply._replace(run=0, durable=0, position=0))]
+    return [bytes(frame) for frame in encode_reply(reply._replace(epoch=0, durable=0, position=0))]
 
 
 def _unpacked(frames: list[bytes]) -> Reply:

@@ -216,7 +216,7 @@ def test_a_session_that_was_forgotten_is_begun_anew_where_nothing_can_be_applied
 def test_a_push_sent_twice_to_a_server_that_forgot_is_an_error_that_says_so(forgetful, ipc, op):
     """The first copy may have been applied before the server forgot; a server of another epoch knows of none."""
     for epoch in (5, 6):
-        forgetful._epoch = forgetful._run = 5
+        forgetful._epoch = 5
         with LevelClient(ipc) as client, Trainer(ipc) as trainer:
             for one in (client, trainer):
                 one._connection.request("stats")
@@ -230,7 +230,7 @@ def test_a_push_sent_twice_to_a_server_that_forgot_is_an_error_that_says_so(forg
             connection.send = twice
             for name in list(forgetful.sessions):
                 forgetful.forget(name)
-            forgetful._epoch = forgetful._run = epoch
+            forgetful._epoch = epoch
             before = forgetful.curricula["default"].stats()
             if epoch == 5 and op.startswith("push"):
                 with pytest.raises(SessionExpired, match=f"{op}: sent 2 times and applied once or not at all, which"):

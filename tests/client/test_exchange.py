@@ -56,11 +56,11 @@ class Client:
                 done.append((request.op, request.sequence, request.connection, request.after))
         return done
 
-    def hear(self, number, error=None, *, run=RUN, position=0, durable=0, **result):
-        self.exchange.heard(Reply(number, run, durable, error, result, position=position), self.now_s)
+    def hear(self, number, error=None, *, epoch=EPOCH, position=0, durable=0, **result):
+        self.exchange.heard(Reply(number, epoch, durable, error, result, position=position), self.now_s)
 
-    def hear_hello(self, *, applied=0, survived=0, begun=1, epoch=EPOCH, max_frame_bytes=1 << 20, **told):
-        result = {"applied": applied, "survived": survived, "begun": begun, "epoch": epoch}
+    def hear_hello(self, *, applied=0, survived=0, begun=1, run=RUN, max_frame_bytes=1 << 20, **told):
+        result = {"applied": applied, "survived": survived, "begun": begun, "run": run}
         self.hear(self.last.sequence, max_frame_bytes=max_frame_bytes, **result, **told)
 
     def push(self, *, waited=True, size=1):
@@ -332,16 +332,17 @@ def test_what_was_lost_is_sent_again_before_anything_new(greeted, known):
         values += 1.0
     refused_one = greeted.push()
     greeted.act()
-    greeted.hear(6, refused() if known else SessionExpired("push", "not applied"), run=8)
+    greeted.hear(6, refused() if known else SessionExpired("push", "not applied"))
     assert greeted.act() == ["hang up", ("hello", 7, 2, 0)]
     assert greeted.last.args["run"] == RUN
     told = {"applied": 3, "begun": 1} if known else {"applied": 0, "begun": 9}
     greeted.hear_hello(survived=6, run=8, position=6, durable=6, **told)
     first, second, third = greeted.act()
+    assert greeted.last.run == 8
     assert (first, second, third) == (("push", 4, 2, 0), ("push", 5, 2, 4), ("push", 6, 2, 5))
-    greeted.hear(4, position=7, durable=6, scored=1, run=8)
-    greeted.hear(5, position=8, durable=6, scored=1, run=8)
-    greeted.hear(6, position=9, durable=6, scored=7, run=8)
+    greeted.hear(4, position=7, durable=6, scored=1)
+    greeted.hear(5, position=8, durable=6, scored=1)
+    greeted.hear(6, position=9, durable=6, scored=7)
     assert (refused_one.outcome.result, pending.outcome.result) == ({"scored": 7}, {"scored": 5})
     assert greeted.undurable == 3
 
@@ -359,7 +360,7 @@ def test_of_what_is_sent_again_a_new_error_is_told_and_an_old_one_is_not(greeted
     greeted.hear_hello(survived=5, run=8, durable=5)
     assert [number for _, number, _, _ in greeted.act()] == [3, 4, 5]
     for number in (3, 4):
-        greeted.hear(number, InvalidInput("levels", "1", "2"), position=number + 3, durable=5, run=8)
+        greeted.hear(number, InvalidInput("levels", "1", "2"), position=number + 3, durable=5)
     assert len(greeted.errors) == 1
 
 
@@ -387,20 +388,6 @@ def test_a_state_that_lacks_what_was_durable_was_rolled_back(greeted):
         greeted.expect(pending, 0.0, 30.0)
 
 
-def test_a_server_that_got_a_copy_of_the_hello_is_greeted_anew(greeted):
-    """The client would name the run it greeted, and what is durable in another one it would miss there."""
-    pending = greeted.push()
-    greeted.act()
-    greeted.hear(3, position=9, durable=9, run=8)
-    assert pending.outcome is None
-    assert greeted.durable == 5
-    assert greeted.act() == ["hang up", ("hello", 4, 2, 0)]
-    greeted.hear_hello(survived=5, applied=3, run=8, position=9, durable=9)
-    assert greeted.act() == [("push", 3, 2, 0)]
-    greeted.hear(3, position=9, durable=9, run=8, scored=4)
-    assert pending.outcome.result == {"scored": 4}
-
-
 @pytest.mark.parametrize(("after_s", "sent_again"), [(29.0, True), (31.0, False)])
 def test_a_refusal_that_comes_late_may_be_of_a_copy(greeted, after_s, sent_again):
     """So late that the server may have applied the request, forgotten the session, and been sent the copy."""
@@ -424,7 +411,7 @@ def test_another_epoch_is_another_state_and_no_rollback(greeted):
     greeted.hear(3, position=6, durable=5)
     greeted.push()
     greeted.act()
-    greeted.hear(4, SessionExpired("push", "not applied"), run=8)
+    greeted.hear(4, SessionExpired("push", "not applied"), epoch=EPOCH + 1)
     greeted.act()
     greeted.hear_hello(survived=2, begun=4, epoch=EPOCH + 1, position=3, durable=3)
     assert [number for _, number, _, _ in greeted.act()] == [3, 4]

@@ -68,11 +68,11 @@ def through_the_wire(frames):
     st.text(min_size=1, max_size=64), COUNT, COUNT, st.text(max_size=9), st.text(max_size=9), MAPS, NAMED_ARRAYS, COUNT
 )
 def test_a_request_comes_back_as_it_was(session, connection, sequence, curriculum, op, args, arrays, after):
-    request = Request(session, connection, sequence, curriculum, op, args, arrays, after)
+    request = Request(session, connection, sequence, curriculum, op, args, arrays, after, 3 * after)
     frames = encode_request(request)
     for expected, sent in (
         (request, frames),
-        (request._replace(connection=7, after=9), readdressed(frames, 7, 9)),
+        (request._replace(connection=7, after=9, run=11), readdressed(frames, 7, 9, 11)),
     ):
         again = decode_request(through_the_wire(sent))
         assert again._replace(arrays={}) == expected._replace(arrays={})
@@ -80,10 +80,10 @@ def test_a_request_comes_back_as_it_was(session, connection, sequence, curriculu
 
 
 @given(st.none() | INT64, COUNT, INT64, INT64, MAPS, NAMED_ARRAYS)
-def test_a_reply_comes_back_as_it_was(number, run, position, durable, result, arrays):
-    reply = Reply(number, run, durable, None, result, arrays, position=position)
+def test_a_reply_comes_back_as_it_was(number, epoch, position, durable, result, arrays):
+    reply = Reply(number, epoch, durable, None, result, arrays, position=position)
     again = decode_reply(through_the_wire(encode_reply(reply)))
-    assert again[:4] == (number, run, durable, None)
+    assert again[:4] == (number, epoch, durable, None)
     assert again.position == position
     assert again.result == result
     assert identical(again.arrays, arrays)
@@ -97,7 +97,7 @@ def test_payloads_of_a_reply_arrive_as_arrays():
 def test_an_error_reply_carries_the_error():
     frames = encode_reply(Reply(3, 9, 2, LevelOutsideSpace("levels", "one of 3", "level 4"), position=4))
     again = decode_reply(through_the_wire(frames))
-    assert (again.id, again.run, again.durable, again.position) == (3, 9, 2, 4)
+    assert (again.id, again.epoch, again.durable, again.position) == (3, 9, 2, 4)
     assert type(again.error) is LevelOutsideSpace
     assert again.error.args == ("levels", "one of 3", "level 4")
 
@@ -287,7 +287,7 @@ def test_the_id_of_a_malformed_request_is_read_where_it_can_be(frames, number):
             "too short",
             "no durable",
             "no position",
-            "text as the run",
+            "text as the epoch",
             "a float as the id",
             "a list as the result",
             "error as text",

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from plr_client import OutOfStep
 from plr_client.protocol import decode_reply, join_payloads, pack_payload
 from plr_server import Config, Curriculum
 from plr_server.serving import dispatch
@@ -374,12 +375,21 @@ def test_reads_are_made_anew_and_writes_with_the_number_of_a_read_are_refused():
     assert made.curricula["default"].stats()["draws"] == 3
 
 
-def test_replies_carry_the_run_and_a_state_in_memory_has_no_position():
+def test_what_was_sent_to_another_run_of_the_server_is_refused_and_not_applied():
+    made = dispatcher()
+    for seq, run in ((2, EPOCH + 1), (3, EPOCH), (4, 0)):
+        error = ask(made, faults.request("next", WRITES["next"], session="a", seq=seq, run=run)).error
+        assert (type(error) is OutOfStep) is (run == EPOCH + 1)
+    assert made.curricula["default"].stats()["draws"] == 2 * len(WRITES["next"]["slots"])
+    assert ask(made, faults.request("goodbye", session="a", seq=5)).error is None
+
+
+def test_replies_carry_the_epoch_and_a_state_in_memory_has_no_position():
     made = dispatcher()
     for seq, op in ((2, "stats"), (3, "next"), (5, "fly")):
         reply = ask(made, faults.request(op, WRITES.get(op), session="a", seq=seq))
-        assert (reply.id, reply.run, reply.position, reply.durable) == (seq, EPOCH, 0, 0)
-    assert ask(made, [b"garbage"]).run == EPOCH
+        assert (reply.id, reply.epoch, reply.position, reply.durable) == (seq, EPOCH, 0, 0)
+    assert ask(made, [b"garbage"]).epoch == EPOCH
 
 
 # ---- what costs nothing to ask
@@ -416,7 +426,7 @@ def test_describe_tells_of_every_curriculum_whatever_the_name_asked_with():
 
 def test_hello_tells_the_limit_of_a_frame_which_session_it_is_and_what_of_it_was_applied():
     made = dispatcher()
-    told = {"max_frame_bytes": MAX_FRAME_BYTES, "epoch": EPOCH, "begun": 4, "applied": 0, "survived": 0}
+    told = {"max_frame_bytes": MAX_FRAME_BYTES, "run": EPOCH, "begun": 4, "applied": 0, "survived": 0}
     assert ask(made, faults.hello("new", seq=5)).result == told
     ask(made, faults.request("next", WRITES["next"], session="new", seq=8))
     ask(made, faults.request("stats", session="new", seq=9))

@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any
 
 from plr_client.errors import PlrError, ServerUnreachable, SessionExpired, StateNotWritten, StateRolledBack
-from plr_client.protocol import Reply, decode_reply
+from plr_client.protocol import Reply, decode_reply, readdressed
 from plr_server import Curriculum
 from plr_server.durability.records import Kind
 from plr_server.durability.values import pack, unpack
@@ -93,7 +93,8 @@ class Reference:
             request, session = command.request, self.dispatcher.sessions.get(command.request.session)
             if session is not None:  # what it only asked is not in the history
                 session.connection, session.sequence = request.connection, request.sequence - 1
-            reply = self.dispatcher.answer(request.session.encode(), unframed(memoryview(command.payload)))
+            frames = readdressed(unframed(memoryview(command.payload)), request.connection, request.after, run=0)
+            reply = self.dispatcher.answer(request.session.encode(), frames)
             self.replies[request.session, request.sequence] = decode_reply(list(map(bytes, reply)))
         self.position = position
 
