@@ -103,6 +103,7 @@ class Wire:
         self._peers: defaultdict[int, set[bytes]] = defaultdict(set)  # file of a connection -> who spoke on it
         self._known: set[bytes] = set()  # all of them
         self._connections: set[int] = set()  # files
+        self._left: set[bytes] = set()  # gone before a reply: their connections may have closed before they were met
         self._unread: dict[bytes, list[tuple[zmq.MessageTracker, int]]] = {}  # large frames on their way, and bytes
         self._calm_bytes = _resident_bytes()  # this process's memory when it held least, since `shed` last hung up
         self._heard: set[bytes] | None = None  # who has finished a message since; None while there is no need to know
@@ -218,10 +219,14 @@ class Wire:
                 frames = refusal(None if isinstance(reply, Notice) else reply.id, error)
         if not self.send(peer, frames):
             logger.debug("a peer left before its reply")
+            self._left.add(peer)
 
     def closed_peers(self) -> list[bytes]:
-        """Returns who spoke on the connections that have closed since the last call."""
-        closed: list[bytes] = []
+        """Returns who spoke on the connections that have closed since the last call, or was gone before a reply."""
+        closed = list(self._left)
+        for spoke in self._peers.values() if closed else ():
+            spoke.difference_update(self._left)
+        self._left.clear()
         while self.monitor.poll(0):
             message = recv_monitor_message(self.monitor)
             event, file = message["event"], message["value"]

@@ -297,6 +297,23 @@ def test_sessions_whose_peer_is_gone_are_forgotten_in_time_and_others_are_not(lo
         assert list(names) == list(curriculum.state()["scorer"]["pools"]) == ["stays"]
 
 
+def test_who_is_gone_before_its_first_request_is_read_is_seen_to_be_gone(loop, ipc):
+    """Its connection closes before the loop knows who speaks there."""
+    wire, sessions = loop._wire, loop.dispatcher.sessions
+    with faults.Raw(ipc) as leaves:
+        leaves.send(faults.hello())
+        leaves.send(faults.request("next", args={"k": 2}))
+        faults.eventually(lambda: wire.router.poll(0), "a request has come")
+        faults.eventually(lambda: loop._note_closed() or wire._connections, "it is there")
+    faults.eventually(lambda: loop._note_closed() or not wire._connections, "it is gone")
+    assert not sessions
+    loop._answer_some()
+    assert list(sessions) == [faults.SESSION]
+    stats = loop.dispatcher.curricula["default"].stats
+    faults.eventually(lambda: turn(loop) or not stats()["in_flight"], "its levels are back")
+    assert not wire._known
+
+
 def test_a_session_that_comes_back_in_time_is_kept(loop, ipc, monkeypatch):
     monkeypatch.setattr("plr_server.serving.loop.LOOK_AFTER_S", (0.0, 0.01))
     with faults.Raw(ipc) as first:
