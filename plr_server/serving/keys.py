@@ -96,8 +96,9 @@ def make_key(folder: Path, *, name: str, role: str) -> Path:
             raise InvalidInput("name", expected, repr(name))
         public, secret = zmq.curve_keypair()
         _write_secret(path, secret=secret, server=keys.public)
-        with os.fdopen(os.open(folder / CLIENTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as file:
-            file.write(f"{name} {role} {public.decode()}\n")
+        with os.fdopen(os.open(folder / CLIENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+") as file:
+            line_ends = (file.read() or "\n").endswith("\n")  # not where an editor by hand has left it so
+            file.write(f"{name} {role} {public.decode()}\n" if line_ends else f"\n{name} {role} {public.decode()}\n")
     except OSError as exc:
         raise ConfigError("keys", "a folder that can be written", f"{folder} ({exc.strerror})") from exc
     return path

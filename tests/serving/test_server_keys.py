@@ -129,6 +129,15 @@ def test_a_name_is_taken_once(tmp_path):
     assert dict(read_keys(tmp_path).clients.values()) == {"env": "operator"}
 
 
+def test_a_list_whose_last_line_was_left_without_its_end_takes_another_line(tmp_path):
+    made(tmp_path, {"env": "worker"})
+    path = tmp_path / "clients.txt"
+    path.write_text(path.read_text().rstrip("\n"))
+    make_key(tmp_path, name="learner", role="trainer")
+    assert dict(read_keys(tmp_path).clients.values()) == {"env": "worker", "learner": "trainer"}
+    assert path.read_text().count("\n") == 2
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"keys: expected a folder that can be written, got .*/file/keys \(Not a dir"):
