@@ -312,7 +312,7 @@ def test_closing_beside_a_request_that_times_out_is_no_error(ipc):
     trainer = Trainer(ipc, timeout_s=0.3)
     asking = threading.Thread(target=unreachable, args=[trainer])
     asking.start()
-    faults.eventually(lambda: trainer._connection._socket is not None, "the request waits")
+    faults.eventually(lambda: trainer._connection._socket is not None or not asking.is_alive(), "the request waits")
     trainer.close()
     asking.join(faults.DEADLINE_S)
     assert trainer._connection._socket is None

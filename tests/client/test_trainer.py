@@ -104,8 +104,9 @@ def test_an_error_of_a_push_that_was_not_waited_for_is_raised_by_the_next_call(t
 
 
 def test_so_many_pushes_are_under_way_and_the_next_one_waits(ipc):
-    with faults.daemon(ipc) as server, Trainer(ipc, timeout_s=0.5) as trainer:
+    with faults.daemon(ipc) as server, Trainer(ipc, timeout_s=faults.DEADLINE_S) as trainer:
         before = trainer.counters()["pushes"]
+        trainer._connection.timeout_s = 0.5
         server.process.send_signal(signal.SIGSTOP)
         for _ in range(MAX_UNDER_WAY):
             trainer.push_scores([1], [0.5], wait=False)
@@ -152,8 +153,9 @@ def test_a_push_waits_while_too_much_is_not_on_the_disk_and_then_says_so(ipc, mo
         stack.enter_context(faults.answering(dispatcher, ipc, log))
         stuck = stack.enter_context(pytest.MonkeyPatch.context())
         stuck.setattr(Journal, "sync_behind", lambda _: None)
-        trainer = stack.enter_context(Trainer(ipc, timeout_s=0.3))
+        trainer = stack.enter_context(Trainer(ipc, timeout_s=faults.DEADLINE_S))
         trainer.push(**block)
+        trainer._connection.timeout_s = 0.3
         with pytest.raises(
             StateNotWritten, match=r"push: .*bytes of earlier requests are not on its disk after 0\.3 s"
         ):
