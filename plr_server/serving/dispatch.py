@@ -156,7 +156,7 @@ class Dispatcher:
         except KeyboardInterrupt:
             raise
         except PlrError as refusal:
-            error = refusal
+            error = refusal.with_traceback(None)  # a session may keep it, but not the request in its frames
         except BaseException as exc:  # noqa: BLE001  the last resort: the server goes on whatever this was
             error = _failed("a request", exc)
         self.answered = op, True
@@ -269,7 +269,7 @@ class Dispatcher:
             try:
                 log.write(Kind.REQUEST, framed(frames), op=op, needed=op in _NEEDED)
             except StateNotWritten as refusal:
-                session.refused = number, refusal
+                session.refused = number, StateNotWritten(refusal.op, refusal.reason)  # its cause holds the request
                 raise
             session.position = log.sequence
         return self._do(session, request)

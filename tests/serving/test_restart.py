@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import gc
 import itertools
 import os
 import resource
 import shutil
 import signal
 import threading
+import weakref
 
 import faults
 import model
@@ -592,6 +594,28 @@ def test_a_client_of_an_older_state_directory_is_told_and_may_go_on_from_there(t
             client.close()
             assert trainer.stats()["scores"] == 1
             assert len(client.next(2)) == 2
+
+
+def test_a_push_that_was_refused_is_not_kept_with_its_refusal(tmp_path, monkeypatch):
+    dispatcher = Dispatcher({"default": Curriculum(Config(levels=range(10)))}, max_frame_bytes=1 << 20)
+    log = StateDir(tmp_path / "state")
+    restart(dispatcher, log)
+    faults.begin(dispatcher, faults.SESSION)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for _ in range(2):  # the second time it is a copy
+        frames = list(map(memoryview, faults.request("push", faults.block())))
+        kept = weakref.ref(frames[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "writev", full)
+            patch.setattr(state_dir.logger, "disabled", True)  # pytest keeps what is logged
+            assert isinstance(decode_reply(dispatcher.answer(b"\x01peer", frames)).error, StateNotWritten)
+        del frames
+        gc.collect()
+        assert kept() is None
+    log.close()
 
 
 def test_where_the_disk_is_full_pushes_are_refused_and_levels_still_handed_out(tmp_path):
