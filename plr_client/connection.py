@@ -192,9 +192,12 @@ class Connection:
         Raises:
             PlrError: of a request that was not waited for; the others are still to be flushed.
             StateNotWritten: the server has not got everything onto its disk within `timeout_s`.
+            StateRolledBack: what was on its disk is not there any more, as an earlier request was told.
         """
         with self.exclusive():
             self._make_room(1)
+            if self._exchange.refused:  # nothing waits, and yet not everything is on the disk
+                self.reply(self._exchange.ask("sync"))
             self._make_durable("flush", 1)
 
     def close(self) -> None:

@@ -117,6 +117,11 @@ class Exchange:
         return self._under_way[0] if self._under_way else self._to_send[0]
 
     @property
+    def refused(self) -> bool:
+        """The server has not taken this client the last time, such as for a state that was rolled back."""
+        return self._blocked
+
+    @property
     def undurable(self) -> int:
         """How many requests are answered, and may have to be sent again."""
         return len(self._kept)

@@ -416,6 +416,7 @@ class Trainer:
         Raises:
             PlrError: the error of a push that was not waited for, the oldest; call it again for the others.
             StateNotWritten: the server does not get everything onto its disk within the timeout.
+            StateRolledBack: what was on its disk is not there any more, as an earlier request was told.
             ServerUnreachable: no reply within the timeout; what is not applied is still to be sent.
         """
         self._connection.flush()
