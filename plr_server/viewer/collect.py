@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from plr_client.errors import ConfigError, NotAdmitted, NotAllowed, PlrError
+from plr_client.errors import ConfigError, InvalidInput, NotAdmitted, NotAllowed, PlrError
 from plr_client.protocol import DEFAULT_CURRICULUM
 from plr_client.trainer import Trainer
 from plr_server.viewer.history import History
@@ -54,7 +54,7 @@ class Collector:
         self._functions = functions
         self.address = address
         self._keys = keys
-        self._refused = ""  # why, when it was last said
+        self.refused = ""  # why, where waiting for the server will not help
         self._file = file
         self._saved: dict[str, tuple[History, Sequence[str]]] = {}
         if file is not None and file.exists():
@@ -207,10 +207,11 @@ class Collector:
                 if self._timings and num_requests(timings) < num_requests(self._timings[-1][1]):
                     self._timings.clear()  # another server
                 self._timings.append((time.monotonic(), timings))
+            self.refused = ""
         except PlrError as error:  # it is not there, or is another one now: ask again from the beginning
             self._is_new = True
-            if isinstance(error, NotAdmitted | NotAllowed) and str(error) != self._refused:
-                self._refused = str(error)
+            if isinstance(error, NotAdmitted | NotAllowed | InvalidInput) and str(error) != self.refused:
+                self.refused = str(error)  # InvalidInput: of the key file
                 logger.warning("the server refuses this page: %s", error)
             with self._changed:
                 self._is_lost = True

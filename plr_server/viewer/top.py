@@ -184,7 +184,7 @@ class Top(App[None]):
         self.query_one("#head", Static).update(Text(f" {said['address']}   {state}   levels by {order}"))
         watched = curricula.get(self._shown)
         if watched is None or "counters" not in watched or "history" not in watched:
-            self.query_one("#verdict", Static).update(Text("waiting for the server"))
+            self.query_one("#verdict", Static).update(Text(self._collector.refused or "waiting for the server"))
             return
         self._show_verdict(watched)
         columns = watched["history"]["columns"]

@@ -279,3 +279,9 @@ def test_a_document_is_json():
     with launch(CONFIG) as server, Collector(server.address) as collector:
         faults.eventually(lambda: "summary" in shown(collector), "the first look")
         assert json.loads(json.dumps(collector.document()))["format"] == collect.FILE_FORMAT
+
+
+def test_a_key_file_that_is_not_there_is_said(tmp_path, caplog):
+    with Collector("ipc:///nowhere", keys=str(tmp_path / "no.key")) as collector:
+        faults.eventually(lambda: "no.key" in collector.refused, "a reason")
+    assert "the server refuses this page: keys: expected a file made by plr-server keygen" in caplog.text
