@@ -81,7 +81,7 @@ class Handshake:
             self._failures = 0
             return None
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            expected = f"keys that the server at {self._address} knows (plr-server keygen lists them there)"
+            expected = f"keys that the server at {self._address} knows (it reads the list at its start and at SIGHUP)"
             return NotAdmitted(expected, f"{self._keys}, which it does not know, or which was withdrawn")
         asked_for = mechanism_of(self._address)
         if self._keys is None and asked_for == "CURVE":

@@ -77,8 +77,8 @@ def test_keys_that_the_server_does_not_know(closed, keys, tmp_path):
     path.touch(0o600)
     path.write_text(json.dumps(own | {"secret": other["secret"]}))
     assert refusal(LevelClient(closed.address, keys=path)) == (
-        f"keys: expected keys that the server at {closed.address} knows (plr-server keygen lists them there), got "
-        f"{path}, which it does not know, or which was withdrawn"
+        f"keys: expected keys that the server at {closed.address} knows (it reads the list at its start and at "
+        f"SIGHUP), got {path}, which it does not know, or which was withdrawn"
     )
 
 
