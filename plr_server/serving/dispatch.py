@@ -352,7 +352,8 @@ class Dispatcher:
         except KeyboardInterrupt:
             raise
         except ScoreFunctionError as refusal:
-            logger.error("%s, at %s of session %r", refusal, op, request.session, exc_info=refusal)  # noqa: TRY400
+            where = refusal.__cause__  # the traceback of the function alone: how it was called helps nobody
+            logger.error("%s, at %s of session %r", refusal, op, request.session, exc_info=where)  # noqa: TRY400
             error = refusal
         except PlrError as refusal:
             error = refusal

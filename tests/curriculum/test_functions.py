@@ -436,6 +436,7 @@ def test_the_traceback_is_in_the_servers_log(capfd, ipc):
     assert "Traceback (most recent call last)" in said
     assert "in picky" in said
     assert "LookupError: 3" in said
+    assert "dispatch.py" not in said  # of the function alone
 
 
 def test_a_server_takes_no_function_unless_its_operator_says_so(ipc):
