@@ -132,9 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument(
         "--fsync",
         choices=FSYNC,
-        default="interval",
         help="with --state-dir, when a command is on the disk: always (before its reply), interval (within about a "
-        "second) or never (when the system sees fit) (default: %(default)s)",
+        "second) or never (when the system sees fit) (default: interval)",
     )
     serving.add_argument(
         "--accept-loss",
@@ -431,8 +430,11 @@ def _view(options: argparse.Namespace) -> int:
         functions = _functions(options)
         with Collector(options.source, options.history, keys=options.keys, functions=functions) as collector:
             serve_pages(collector, options.port, ready=ready, parent_pid=options.parent_pid)
-    else:
+    elif Path(options.source).exists():
         serve_pages(read_file(Path(options.source)), options.port, ready=ready)
+    else:
+        expected = "an address, tcp://HOST:PORT or ipc://PATH, or a file that --history wrote"
+        raise ConfigError("source", expected, f"{options.source!r}, which is neither")
     return 0
 
 
@@ -457,10 +459,12 @@ def _functions(options: argparse.Namespace) -> Functions:
 
 def _state_dir(options: argparse.Namespace) -> StateDir | None:
     if options.state_dir is None:
+        said = {"--fsync": options.fsync, "--accept-loss": options.accept_loss, "--take-over": options.take_over}
+        for option in (option for option, value in said.items() if value):
+            raise ConfigError("state_dir", f"--state-dir DIR beside {option}", "none: the state would be in memory")
         return None
-    return StateDir(
-        options.state_dir, fsync=options.fsync, accept_loss=options.accept_loss, take_over=options.take_over
-    )
+    fsync = options.fsync or "interval"
+    return StateDir(options.state_dir, fsync=fsync, accept_loss=options.accept_loss, take_over=options.take_over)
 
 
 def _levels(config: Config) -> str:
@@ -519,7 +523,7 @@ def _inspect(options: argparse.Namespace) -> int:
         for name, value in history.report().items():
             for line in value if isinstance(value, list) else [value]:
                 print(f"{name:8}  {' '.join(f'{k}={v}' for k, v in line.items()) if isinstance(line, dict) else line}")
-    for error in history.damaged.values() if not options.json else ():
+    for error in history.damaged.values() if options.verify and not options.json else ():
         print(f"plr-server: {error}", file=sys.stderr)
     return 1 if history.damaged else 0
 
@@ -553,9 +557,12 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _history(options: argparse.Namespace) -> History:
     try:
-        return read_history(options.folder)
+        history = read_history(options.folder)
     except OSError as exc:
         raise ConfigError("DIR", "a state directory that can be read", f"{options.folder} ({exc.strerror})") from exc
+    if not history.generation:  # a server that has started on it leaves files at once
+        raise ConfigError("DIR", "a state directory", f"{options.folder}, which has no journal and no snapshot")
+    return history
 
 
 def _check_env(options: argparse.Namespace) -> int:

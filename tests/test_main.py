@@ -375,7 +375,10 @@ def test_view_shows_a_server_until_it_is_told_to_stop_and_its_history_can_be_sho
 
 
 def test_view_of_what_is_no_history_and_no_address(tmp_path, capsys):
-    assert main(["view", str(tmp_path / "nothing.json")]) == 1
+    assert main(["view", "127.0.0.1:5555"]) == 1
+    assert "expected an address, tcp://HOST:PORT or ipc://PATH, or a file" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text("[]")
+    assert main(["view", str(tmp_path / "other.json")]) == 1
     said = capsys.readouterr().err
     assert said.startswith(
         "plr-server: history: expected a history that plr-server view --history wrote, format 1, got "
@@ -551,8 +554,14 @@ def test_what_is_no_state_directory_is_said(tmp_path, capsys):
     for command in ("inspect", "replay"):
         assert main([command, str(tmp_path / "nowhere")]) == 1
         assert "expected a state directory that can be read" in capsys.readouterr().err
-    assert main(["replay", str(tmp_path)]) == 1
-    assert "got an empty one" in capsys.readouterr().err
+        assert main([command, str(tmp_path)]) == 1  # as where a disk is not mounted
+        assert "which has no journal and no snapshot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--fsync=always", "--fsync=interval", "--accept-loss", "--take-over"])
+def test_options_of_a_state_directory_are_refused_where_there_is_none(capsys, option):
+    assert main(["serve", "--bind", "tcp://127.0.0.1:0", option]) == 1
+    assert f"expected --state-dir DIR beside {option.partition('=')[0]}, got none" in capsys.readouterr().err
 
 
 def test_a_damaged_state_directory_is_served_only_where_the_loss_is_accepted(tmp_path):

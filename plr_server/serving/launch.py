@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from plr_client.errors import ServerStartError, from_wire
+from plr_client.errors import ConfigError, ServerStartError, from_wire
 from plr_client.protocol import DEFAULT_CURRICULUM
 from plr_server.curriculum.config import Config
 from plr_server.serving.endpoint import MAX_IPC_PATH
@@ -99,6 +99,9 @@ def launch(
     """
     bind: tuple[str, ...]
     owner = os.getpid()
+    if state_dir is None and (fsync != "interval" or take_over):
+        beside = "take_over" if take_over else f"fsync={fsync!r}"
+        raise ConfigError("state_dir", f"a folder beside {beside}", "none: the state would be in memory")
     with contextlib.ExitStack() as stack:
         if address is None:
             folder = _new_folder()
@@ -107,6 +110,8 @@ def launch(
         else:
             bind = ("--bind", address)
         named = {DEFAULT_CURRICULUM: config} if isinstance(config, Config) else config
+        if not (isinstance(named, Mapping) and all(isinstance(one, Config) for one in named.values())):
+            raise ConfigError("config", "a Config, or a dict from names to Configs", f"{config!r:.80}")
         flags = {"--insecure": insecure, "--allow-pickle": allow_pickle, "--take-over": take_over}
         kept = () if state_dir is None else ("--state-dir", os.fspath(state_dir), "--fsync", fsync)
         closed = () if keys is None else ("--keys", os.fspath(keys))

@@ -238,3 +238,18 @@ def test_a_forked_child_that_leaves_the_context_takes_nothing_from_its_parent():
         with LevelClient(server.address, timeout_s=10.0) as client:
             assert len(client.next()) == 1
     assert server.process.poll() is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"config": 3}, "config: expected a Config, or a dict from names to Configs, got 3"),
+        ({"config": {"train": 3}}, "config: expected a Config, or a dict from names to Configs, got {'train': 3}"),
+        ({"config": Config(), "fsync": "always"}, "state_dir: expected a folder beside fsync='always', got none"),
+        ({"config": Config(), "take_over": True}, "state_dir: expected a folder beside take_over, got none"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(given, said):
+    with pytest.raises(ConfigError) as raised, launch(**given):
+        pass
+    assert str(raised.value).startswith(said)

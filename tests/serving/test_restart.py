@@ -589,6 +589,8 @@ def test_a_client_of_an_older_state_directory_is_told_and_may_go_on_from_there(t
                 with pytest.raises(StateRolledBack, match=r"got \d of them.*close\(\) this client, and use it again"):
                     trainer.stats()
             with pytest.raises(StateRolledBack):
+                trainer.flush()
+            with pytest.raises(StateRolledBack):
                 client.next()
             trainer.close()
             client.close()
