@@ -111,7 +111,7 @@ class UnknownCurriculum(PlrError):
 
     code = "unknown_curriculum"
     fields = ("name", "known")
-    template = "curriculum: expected one of {known}, got {name!r}"
+    template = "curriculum: expected one of {known} (curriculum=NAME, or --curriculum NAME), got {name!r}"
 
     name: str
     known: str

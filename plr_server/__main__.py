@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="ask clients for a key: a folder that plr-server keygen made. SIGHUP has its list read again (default: "
-        "whoever reaches the address may everything)",
+        "whoever reaches the address may do everything)",
     )
     serving.add_argument(
         "--insecure",

@@ -34,7 +34,10 @@ EXAMPLES = {
         (1, 2),
         "protocol version: expected 1 (the server's), got 2; install the same release at both ends",
     ),
-    "UnknownCurriculum": (("eval", "train, test"), "curriculum: expected one of train, test, got 'eval'"),
+    "UnknownCurriculum": (
+        ("eval", "train, test"),
+        "curriculum: expected one of train, test (curriculum=NAME, or --curriculum NAME), got 'eval'",
+    ),
     "UnknownOperation": (("fly", "next, push"), "op: expected one of next, push, got 'fly'"),
     "MessageTooLarge": (
         ("values", 10, 20),

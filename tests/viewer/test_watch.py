@@ -87,4 +87,7 @@ def test_a_server_that_is_gone_is_waited_for(ipc):
 def test_a_curriculum_that_the_server_does_not_have_ends_it(server):
     with watching(server.address, "--curriculum", "nobody") as process:
         assert process.wait(faults.DEADLINE_S) == 1
-        assert "curriculum: expected one of default, got 'nobody'" in process.stderr.read()
+        assert (
+            "curriculum: expected one of default (curriculum=NAME, or --curriculum NAME), got 'nobody'"
+            in process.stderr.read()
+        )
