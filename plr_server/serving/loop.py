@@ -41,6 +41,8 @@ TICK_S = 0.5
 LOOK_AGAIN_S = 0.1  # where memory has grown, to see who is still there
 LOOK_AFTER_S = (0.05, 1.0)  # after a connection has closed: soon, and once more for what the transport saw late
 RETURN_WITHIN_S = 60.0  # how long what a vanished client has pooled waits for its return
+# The same for clients of the run before: who has connected anew, and plays a long episode, has not said who it is.
+AFTER_RESTART_S = 3600.0
 CLOSING_LINGER_MS = 500
 
 
@@ -128,7 +130,7 @@ class _Loop:
         self._due: list[tuple[float, int, Callable[[], None]]] = []  # a heap of what to do when
         self._num_due = 0
         for name in dispatcher.sessions:  # of the run before: who is still there comes back
-            self._after(RETURN_WITHIN_S, partial(self._forget, name, dispatcher.sessions[name].peer))
+            self._after(AFTER_RESTART_S, partial(self._forget, name, dispatcher.sessions[name].peer))
 
     def run(self, parent_pid: int | None) -> None:
         wire, told = self._wire, self._told.fileno()

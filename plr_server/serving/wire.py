@@ -309,9 +309,18 @@ class Wire:
                 away.rename(self._door)
 
     def _hang_up(self, file: int) -> None:
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(file)) as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)  # what is on its way is not waited for
-            connection.shutdown(socket.SHUT_RDWR)  # libzmq, whose file it is, sees that and closes it
+        with contextlib.suppress(OSError):
+            copy = os.dup(file)
+            try:
+                connection = socket.socket(fileno=copy)
+            except OSError:  # libzmq has closed it meanwhile, and the number is some other file's
+                os.close(copy)
+                return
+            with connection:
+                connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE
+                )  # what is on its way is not waited for
+                connection.shutdown(socket.SHUT_RDWR)  # libzmq, whose file it is, sees that and closes it
 
     def _over_budget(self, peer: bytes, num_bytes: int) -> PlrError | None:
         """Returns the refusal of one more large reply, if that has to be."""

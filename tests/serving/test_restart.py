@@ -278,7 +278,7 @@ def test_replies_say_what_is_durable(servers):
 
 
 def test_sessions_of_the_run_before_that_do_not_come_back_are_forgotten(servers, ipc, monkeypatch):
-    monkeypatch.setattr(loop_module, "RETURN_WITHIN_S", 0.0)
+    monkeypatch.setattr(loop_module, "AFTER_RESTART_S", 0.0)
     first = servers()
     first.ask(faults.hello("gone"))
     first.ask(faults.request("next", session="gone", args={"k": 2}))

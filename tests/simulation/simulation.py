@@ -17,12 +17,14 @@ from simulated_clients import Client
 from simulated_disk import Crash, SimulatedDisk
 from simulated_server import CONFIGS, Server
 
+from plr_client import exchange
 from plr_client.errors import ServerStartError, StateDamaged, StateDiverged
 from plr_client.protocol import decode_request
 from plr_server.durability import state_dir
 from plr_server.serving import loop
 
 RETURN_WITHIN_S = 12.0  # instead of a minute
+AFTER_RESTART_S = 60.0  # instead of an hour
 LATEST_S = 6.0  # that a message comes
 VERY_LATE_S = 30.0  # that a copy of a request comes
 LOOKS_EVERY_S = 1.0
@@ -308,10 +310,12 @@ def installed(world):
     before = [(state_dir, name, getattr(state_dir, name)) for name in constants]
     before += [(logging.root.manager, "disable", logging.root.manager.disable)]
     logging.disable(logging.CRITICAL)
-    before += [(loop, name, getattr(loop, name)) for name in ("time", "RETURN_WITHIN_S")]
+    before += [(loop, name, getattr(loop, name)) for name in ("time", "RETURN_WITHIN_S", "AFTER_RESTART_S")]
+    before += [(exchange, "REMEMBERED_S", exchange.REMEMBERED_S)]
     for name, value in constants.items():
         setattr(state_dir, name, value)
-    loop.time, loop.RETURN_WITHIN_S = world, RETURN_WITHIN_S
+    loop.time, loop.RETURN_WITHIN_S, loop.AFTER_RESTART_S = world, RETURN_WITHIN_S, AFTER_RESTART_S
+    exchange.REMEMBERED_S = RETURN_WITHIN_S / 2
     try:
         with world.disk:
             yield
