@@ -105,7 +105,10 @@ class Wire:
         self._connections: set[int] = set()  # files
         self._left: set[bytes] = set()  # gone before a reply: their connections may have closed before they were met
         self._unread: dict[bytes, list[tuple[zmq.MessageTracker, int]]] = {}  # large frames on their way, and bytes
-        self._calm_bytes = _resident_bytes()  # this process's memory when it held least, since `shed` last hung up
+        self._memory = _memory_file()  # kept open: `shed` must not need a file where none is left
+        self._calm_bytes = _resident_bytes(
+            self._memory
+        )  # this process's memory when it held least, since `shed` last hung up
         self._heard: set[bytes] | None = None  # who has finished a message since; None while there is no need to know
         self._max_connections, self._spare_files = sys.maxsize, 0
         self._door: Path | None = None  # an ipc socket
@@ -135,6 +138,8 @@ class Wire:
             self.router.close(linger_ms)
             if self.zap is not None:
                 self.zap.close(0)
+            if self._memory is not None:
+                os.close(self._memory)
         self._context.term()
 
     def receive(self) -> Received | None:
@@ -250,7 +255,7 @@ class Wire:
         Returns:
             Whether to call it again soon.
         """
-        resident = _resident_bytes()
+        resident = _resident_bytes(self._memory)
         self._calm_bytes = min(self._calm_bytes, resident)
         grown = resident - self._calm_bytes
         if grown <= MAX_HELD_BYTES + self._unread_bytes():
@@ -317,9 +322,8 @@ class Wire:
                 os.close(copy)
                 return
             with connection:
-                connection.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE
-                )  # what is on its way is not waited for
+                # What is on its way is not waited for.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
                 connection.shutdown(socket.SHUT_RDWR)  # libzmq, whose file it is, sees that and closes it
 
     def _over_budget(self, peer: bytes, num_bytes: int) -> PlrError | None:
@@ -341,9 +345,14 @@ class Wire:
         return sum(size for frames in self._unread.values() for _, size in frames)
 
 
-def _resident_bytes() -> int:
-    """Returns the memory of this process; 0 where the system does not tell it in this way."""
+def _memory_file() -> int | None:
+    """Returns the file that tells the memory of this process; None where the system has none."""
     try:
-        return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
+        return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return 0
+        return None
+
+
+def _resident_bytes(file: int | None) -> int:
+    """Returns the memory of this process; 0 where it is not known."""
+    return 0 if file is None else int(os.pread(file, 256, 0).split()[1]) * resource.getpagesize()

@@ -212,9 +212,20 @@ def test_a_message_without_an_end_costs_its_sender_the_connection(bind):
         assert (stats["pushes"], stats["sessions"]) == (2, 2)
 
 
+def test_the_look_at_memory_needs_no_file():
+    one = wire.Wire(1 << 20)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.closing(one):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            assert not one.shed()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_who_finishes_messages_meanwhile_is_spared(monkeypatch, ipc):
     resident = 100_000_000
-    monkeypatch.setattr(wire, "_resident_bytes", lambda: resident)
+    monkeypatch.setattr(wire, "_resident_bytes", lambda _: resident)
     with contextlib.closing(wire.Wire(1 << 20)) as made, listening(made.router, ipc), contextlib.ExitStack() as stack:
         talks, silent = (stack.enter_context(faults.Raw(ipc)) for _ in range(2))
 
