@@ -69,8 +69,10 @@ def open_server(folder):
 def crashed(folder, name="crashed"):
     """The folder as a killed process leaves it."""
     copy = folder.with_name(name)
-    shutil.rmtree(copy, ignore_errors=True)
-    return Path(shutil.copytree(folder, copy))
+    while True:
+        shutil.rmtree(copy, ignore_errors=True)
+        with contextlib.suppress(shutil.Error):  # the background has removed old files meanwhile
+            return Path(shutil.copytree(folder, copy))
 
 
 def recovered(folder, **options):
@@ -292,7 +294,7 @@ def test_snapshots_bound_the_journal_and_the_old_files_go(folder, open_server, m
     assert len(list(read_history(folder).records())) < 20
 
 
-def test_a_snapshot_is_due_by_bytes_too(folder, open_server, monkeypatch):
+def test_a_snapshot_is_due_by_bytes_too(folder, open_server, monkeypatch, at_once):  # noqa: ARG001
     monkeypatch.setattr(module, "SNAPSHOT_AFTER_BYTES", 10_000)
     server = open_server()
     server.do("x" * 20_000)
@@ -342,7 +344,7 @@ def test_a_journal_that_was_begun_and_never_used_is_passed_over(folder, open_ser
     assert readable(folder) == server.commands
 
 
-def test_a_snapshot_that_fails_leaves_the_journal_going_on(folder, open_server, monkeypatch):
+def test_a_snapshot_that_fails_leaves_the_journal_going_on(folder, open_server, monkeypatch, at_once):  # noqa: ARG001
     monkeypatch.setattr(module, "SNAPSHOT_AFTER_COMMANDS", 10)
     failed = []
 
