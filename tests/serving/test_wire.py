@@ -314,6 +314,7 @@ def test_who_does_not_read_is_told_so_in_place_of_a_reply(monkeypatch, ipc):
         error = deaf.receive().error
         assert (type(error), error.args) == (RepliesUnread, ("by one client", 15_000_000))
         assert reads.receive().error is None
+        faults.eventually(lambda: not made._unread_bytes(), "libzmq has let go of what was read")
         made.send_reply(peers[0], frames, refusal)  # it has caught up
         assert deaf.receive().error is None
         made.close()
