@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+
 import hypothesis
 import pytest
 
 from plr_client import Trainer
 from plr_server import Config, launch
+
+# Where it was started with this ignored, as a shell's background jobs are, tests that interrupt could not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure; and a commit has one verdict, on every machine. make test-explore draws fresh examples.
 hypothesis.settings.register_profile(

@@ -297,6 +297,31 @@ def test_sessions_of_the_run_before_that_do_not_come_back_are_forgotten(servers,
     third.log.close()
 
 
+def test_large_replies_that_wait_for_the_disk_are_few(servers, ipc, monkeypatch):
+    """Under `always` the replies of a batch wait for its sync together; but 64 of 5 MB would be 320 MB."""
+    server, wire = servers(Config(levels=range(1000)), fsync="always"), Wire(1 << 20)
+    with contextlib.closing(wire), listening(wire.router, ipc), faults.Raw(ipc) as raw:
+        wire.take_files()
+        loop = _Loop(server.dispatcher, wire, None, server.log)
+        raw.send(faults.hello())
+        for seq in range(2, 10):
+            raw.send(faults.request("scores" if seq % 2 else "counters", seq=seq))
+        came = []  # all of them, so that it does not matter how fast they come
+        while len(came) < 9:
+            assert wire.router.poll(int(1000 * faults.DEADLINE_S))
+            while (received := wire.receive()) is not None:
+                came.append(received)
+        batches, answered = [], []
+        monkeypatch.setattr(wire, "receive", lambda: came.pop(0) if came else None)
+        monkeypatch.setattr(wire, "send_reply", lambda _, frames, __: answered.append(len(frames) > 1))
+        while came:
+            loop._answer_some()
+            batches.append(answered[:])
+            answered.clear()
+        wire.close()
+    assert batches == [[False, False, True], *[[False, True]] * 3]
+
+
 class Asker:
     """A client without a socket that pushes and asks."""
 

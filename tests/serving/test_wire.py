@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -267,26 +265,6 @@ def test_replies_that_are_not_read_do_not_pile_up(ipc):
             assert len(trainer.scores()[0]) == 200_000
         grown = resident_bytes(server.process.pid, "VmHWM") - before
         assert grown < wire.MAX_UNREAD_BYTES_OF_ONE + 50_000_000
-
-
-def test_large_replies_that_wait_for_the_disk_are_few(ipc, tmp_path):
-    """Under `always` all replies of a batch wait for its sync together; 64 of 5 MB would be 320 MB."""
-    options = ("--levels", "0:200000", "--state-dir", str(tmp_path / "state"), "--fsync", "always")
-    with faults.daemon(ipc, *options) as server, Trainer(ipc) as trainer, contextlib.ExitStack() as stack:
-        trainer.scores()
-        before = resident_bytes(server.process.pid)
-        raws = [stack.enter_context(faults.Raw(ipc)) for _ in range(16)]
-        for number, raw in enumerate(raws):
-            raw.ask(faults.hello(f"{number}"))
-        os.kill(server.process.pid, signal.SIGSTOP)  # so that all are there when it looks
-        for number, raw in enumerate(raws):
-            for seq in range(2, 6):
-                raw.send(faults.request("scores", session=f"{number}", seq=seq))
-        os.kill(server.process.pid, signal.SIGCONT)
-        for raw in raws:
-            for _ in range(4):
-                assert len(raw.receive().arrays["ids"]) == 200_000
-        assert resident_bytes(server.process.pid, "VmHWM") - before < 150_000_000
 
 
 def test_who_does_not_read_is_told_so_in_place_of_a_reply(monkeypatch, ipc):
