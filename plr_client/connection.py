@@ -14,13 +14,14 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import zmq
 from numpy.typing import NDArray
 
+from plr_client.address import Address, check_address
 from plr_client.errors import InvalidInput, NotAdmitted, StateNotWritten
 from plr_client.exchange import HANG_UP, MAX_KEPT_BYTES, MAX_UNDER_WAY, ONCE, Exchange
 from plr_client.handshake import Handshake
@@ -37,9 +38,6 @@ LOOK_AGAIN_S = 0.02  # what has become of a sync
 _NOW = int(zmq.DONTWAIT)  # enum members cost a microsecond each time they are joined
 _NOW_AND_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
 _NONE: Mapping[str, Any] = {}
-
-# Where a server listens; or what tells, asked anew whenever a socket is opened: None while nobody knows.
-Address = str | Callable[[], str | None]
 
 
 class Connection:
@@ -58,12 +56,12 @@ class Connection:
         keys: the path of a key file, read when the connection opens; None for what PLR_KEYS names, "" for none.
 
     Raises:
-        InvalidInput: the address is no ipc or tcp address, or the timeout is not above 0, or keys is no path.
+        InvalidInput: no server can have the address, or the timeout is not above 0, or keys is no path.
     """
 
     def __init__(self, address: Address, *, curriculum: str, timeout_s: float, keys: KeyFile = None) -> None:
-        if not (callable(address) or (isinstance(address, str) and address.startswith(("ipc://", "tcp://")))):
-            raise InvalidInput("address", "ipc://PATH or tcp://HOST:PORT", repr(address))
+        if not callable(address):
+            check_address(address)
         if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
             raise InvalidInput("timeout_s", "a number of seconds above 0", repr(timeout_s))
         if not (isinstance(curriculum, str) and curriculum):
@@ -348,6 +346,8 @@ class Connection:
 
     def _open(self) -> zmq.Socket[bytes]:
         address = self.address() if callable(self.address) else self.address
+        if address is not None:
+            check_address(address)
         keys = key_file(self.keys)
         pair = None if keys is None else read_client_keys(keys)
         socket = process.socket()

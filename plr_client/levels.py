@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client.connection import Address, Connection
+from plr_client.address import Address
+from plr_client.connection import Connection
 from plr_client.errors import InvalidInput, NoLevels
 from plr_client.keys import KeyFile
 from plr_client.pending import Pending

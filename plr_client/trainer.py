@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client.connection import Address, Connection
+from plr_client.address import Address
+from plr_client.connection import Connection
 from plr_client.errors import InvalidInput, MissingField
 from plr_client.keys import KeyFile
 from plr_client.levels import NO_PARENT, Level, TableRows

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from plr_client import Assignment, InvalidInput, LevelClient, ServerUnreachable
-from plr_client.connection import Address, Connection
+from plr_client.address import Address
+from plr_client.connection import Connection
 from plr_client.keys import KeyFile
 
 WHEN_AWAY = ("raise", "uniform")

@@ -14,7 +14,7 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.wrappers import Autoreset
 
 from plr_client import Assignment, InvalidInput, LevelClient, LevelOutsideSpace, Trainer
-from plr_client.connection import Address
+from plr_client.address import Address
 from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.away import fallback_of

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from plr_client import InvalidInput, MissingDependency, Trainer
-from plr_client.connection import Address
+from plr_client.address import Address
 from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.env import LevelSource, told

@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import ArrayLike, NDArray
 
 from plr_client import Assignment, InvalidInput, LevelClient, ServerUnreachable, Trainer
-from plr_client.connection import Address
+from plr_client.address import Address
 from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.away import fallback_of

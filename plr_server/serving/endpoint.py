@@ -18,10 +18,8 @@ from typing import Any
 
 import zmq
 
+from plr_client.address import MAX_IPC_PATH, MAX_PORT
 from plr_client.errors import AddressTaken, ConfigError, ServerStartError
-
-MAX_IPC_PATH = 107  # bytes of sockaddr_un.sun_path, less the closing zero
-MAX_PORT = 65_535  # ZeroMQ takes a larger one modulo 65 536
 
 
 @contextlib.contextmanager

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from plr_client.address import MAX_IPC_PATH
 from plr_client.errors import ConfigError, ServerStartError, from_wire
 from plr_client.protocol import DEFAULT_CURRICULUM
 from plr_server.curriculum.config import Config
-from plr_server.serving.endpoint import MAX_IPC_PATH
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0

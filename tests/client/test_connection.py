@@ -35,15 +35,6 @@ def unreachable(client, ask="stats"):
 # ---- arguments
 
 
-@pytest.mark.parametrize(
-    "address", ["", "/run/plr.sock", "127.0.0.1:5555", "udp://127.0.0.1:1", None, b"ipc:///tmp/x", 5555]
-)
-def test_an_address_is_ipc_or_tcp(address):
-    with pytest.raises(InvalidInput) as raised:
-        LevelClient(address)
-    assert str(raised.value) == f"address: expected ipc://PATH or tcp://HOST:PORT, got {address!r}"
-
-
 @pytest.mark.parametrize("timeout_s", [0, -1.0, float("nan")])
 def test_a_timeout_is_above_0(timeout_s):
     with pytest.raises(InvalidInput) as raised:
@@ -51,8 +42,8 @@ def test_a_timeout_is_above_0(timeout_s):
     assert str(raised.value) == f"timeout_s: expected a number of seconds above 0, got {timeout_s}"
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1", "tcp://127.0.0.1:http", "ipc://" + "x" * 200])
-def test_an_address_that_zeromq_refuses_is_said_at_the_first_request_and_leaks_nothing(address):
+def test_an_address_that_zeromq_refuses_is_said_at_the_first_request_and_leaks_nothing():
+    address = "tcp://me@127.0.0.1:5555"
     client = LevelClient(address, timeout_s=0.2)
     with pytest.raises(InvalidInput) as raised:
         client.next()
@@ -475,9 +466,9 @@ def test_clients_of_a_process_share_threads_and_leave_nothing(server):
         clients = [LevelClient(sys.argv[1]) for _ in range(150)]
         for client in clients:
             client.next()
-        while files() > before[0] + 2 * len(clients):  # what watched their handshakes closes in the background
+        while files() > before[0] + 2 * len(clients):  # two each; what watched handshakes closes in the background
             time.sleep(0.001)
-        print((files() - before[0]) / len(clients), threads() - before[1])
+        print(threads() - before[1])
         for client in clients:
             client.close()
         while files() > before[0]:  # sockets close in the background
@@ -486,7 +477,7 @@ def test_clients_of_a_process_share_threads_and_leave_nothing(server):
         """.replace("\n        ", "\n"),
         server.address,
     )
-    assert out == "2.0 0\n0 1\n"
+    assert out == "0\n0 1\n"
 
 
 def test_a_thousand_clients_raise_the_soft_limit_of_open_files(server):
