@@ -1,6 +1,7 @@
 """`plr-server stats --watch`: what a server has done so far, again and again, with the rate of what it counts.
 
-Used by the command line. It needs no terminal: written to a file or a pipe, one reading follows the other.
+Used by the command line, and by watched for its rates. It needs no terminal: written to a file or a pipe, one reading
+follows the other.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from plr_client.errors import ServerUnreachable
@@ -43,7 +44,7 @@ def watch(trainer: Trainer, *, as_json: bool) -> None:
             time.sleep(EVERY_S)
             continue
         now_s = time.monotonic()
-        rates = {} if before is None else rates_between(before, (now_s, stats))
+        rates = {} if before is None else rates_between(before, (now_s, stats), RATES)
         before = now_s, stats
         if as_json:
             print(json.dumps(stats | {f"{name}_per_s": rate for name, rate in rates.items()}), flush=True)
@@ -53,17 +54,21 @@ def watch(trainer: Trainer, *, as_json: bool) -> None:
         time.sleep(max(EVERY_S, PATIENCE * (now_s - began_s)))
 
 
-def rates_between(before: tuple[float, Mapping[str, Any]], now: tuple[float, Mapping[str, Any]]) -> dict[str, float]:
-    """Returns how fast the counts grow, per second, from two readings: (seconds, stats) each.
+def rates_between(
+    before: tuple[float, Mapping[str, Any]], now: tuple[float, Mapping[str, Any]], names: Iterable[str]
+) -> dict[str, float]:
+    """Returns how fast counts grow, per second, from two readings: (seconds, counts) each.
 
-    >>> rates_between((10.0, {"draws": 5}), (12.0, {"draws": 8}))
+    A count that has shrunk is of a server that was started again, and has no rate.
+
+    >>> rates_between((10.0, {"draws": 5, "pushes": 4}), (12.0, {"draws": 8, "pushes": 1}), ("draws", "pushes"))
     {'draws': 1.5}
-    >>> rates_between((10.0, {"draws": 5}), (12.0, {"draws": 1}))  # a server that was started again
-    {}
     """
     (from_s, old), (to_s, new) = before, now
-    known = (name for name in RATES if name in new and new[name] >= old.get(name, 0))
-    return {name: (new[name] - old[name]) / (to_s - from_s) for name in known}
+    if to_s <= from_s:
+        return {}
+    known = (name for name in names if name in new and new[name] >= old.get(name, 0))
+    return {name: (new[name] - old.get(name, 0)) / (to_s - from_s) for name in known}
 
 
 def table(stats: Mapping[str, Any], rates: Mapping[str, float] | None = None) -> str:

@@ -26,6 +26,7 @@ from plr_server.viewer.history import History
 from plr_server.viewer.measures import Look, joined, look, narrow, rows, rows_of
 from plr_server.viewer.pictures import Pictures
 from plr_server.viewer.rules import Facts, verdict
+from plr_server.viewer.watch import rates_between
 
 LOOK_S = 2.0  # between two reads of the level table, at least
 READ_PATIENCE = 100.0  # ... and so many times what the last read took
@@ -304,8 +305,7 @@ class Watched:
         return self._parents.get(level)
 
     def _rates(self) -> dict[str, float]:
-        (from_s, before), (to_s, now) = self._ticks[0], self._ticks[-1]
-        return {name: (now[name] - before[name]) / (to_s - from_s) if to_s > from_s else 0.0 for name in RATES}
+        return dict.fromkeys(RATES, 0.0) | rates_between(self._ticks[0], self._ticks[-1], RATES)
 
     def _facts(self) -> Facts:
         num_pushes = self._counters["pushes"] - self._began_pushes
