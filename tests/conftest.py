@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 import hypothesis
 import pytest
@@ -44,3 +45,15 @@ def server():
 def trainer(server):
     with Trainer(server.address, timeout_s=20.0) as connected:
         yield connected
+
+
+@pytest.fixture
+def importable(tmp_path, monkeypatch):
+    """Makes a module of a name and a text that can be imported, afresh, until the test is over."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(name, text):
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    return make

@@ -80,12 +80,8 @@ def test_what_is_no_picture_is_refused(wrong):
 
 
 @pytest.fixture
-def named(tmp_path, monkeypatch):
-    import sys  # noqa: PLC0415
-
-    (tmp_path / "drawing.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "drawing", raising=False)
+def named(importable):
+    importable("drawing", MODULE)
     return lambda name: OfLevel("render", f"drawing:{name}")
 
 

@@ -25,13 +25,9 @@ def itself(level):
 
 
 @pytest.fixture
-def named(tmp_path, monkeypatch):
+def named(importable):
     """Returns functions of a module by name; `asked` of the module is empty at first."""
-    import sys  # noqa: PLC0415
-
-    (tmp_path / "grouping.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "grouping", raising=False)
+    importable("grouping", MODULE)
     return lambda name: OfLevel("group", f"grouping:{name}")
 
 
