@@ -38,13 +38,38 @@ rebuilds the same class from them. May be imported by everything; imports nothin
 
 from __future__ import annotations
 
+import contextlib
+import string
+from collections.abc import Iterator
 from typing import Any, ClassVar
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns how many of something there are, in words that agree.
+
+    >>> counted(1, "client"), counted(2, "client")
+    ('1 client', '2 clients')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+class _Formatter(string.Formatter):
+    """Formats `{field:# noun}` by `counted`, and all else as ever."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if format_spec.startswith("# "):
+            return counted(value, format_spec[2:])
+        return str(super().format_field(value, format_spec))
+
+
+_formatter = _Formatter()
 
 
 class PlrError(Exception):
     """Root of every error of the project.
 
-    Built from the values of `fields`, in their order. Also built from one other `PlrError`, whose values it takes over:
+    Built from the values of `fields`, in their order. `template` makes its text of them; `{field:# noun}` there is a
+    number with what it counts. Also built from one other `PlrError`, whose values it takes over:
     that is how `gymnasium.vector.AsyncVectorEnv` re-raises what a worker raised.
     """
 
@@ -64,7 +89,7 @@ class PlrError(Exception):
             setattr(self, name, value)
 
     def __str__(self) -> str:
-        return self.template.format(**dict(zip(self.fields, self.args, strict=True)))
+        return _formatter.vformat(self.template, (), dict(zip(self.fields, self.args, strict=True)))
 
     def to_wire(self) -> list[Any]:
         """Returns `[code, fields]`, values that msgpack and JSON can carry, whatever the error holds."""
@@ -149,7 +174,7 @@ class ServerUnreachable(PlrError):
 
     code = "server_unreachable"
     fields = ("address", "attempts", "waited_s", "hint")
-    template = "expected a reply from {address}, got none in {waited_s:.1f} s and {attempts} attempts; {hint}"
+    template = "expected a reply from {address}, got none in {waited_s:.1f} s and {attempts:# attempt}; {hint}"
 
     address: str
     attempts: int
@@ -281,19 +306,24 @@ class StateRolledBack(PlrError):
 
     Attributes:
         durable: how many commands were on the disk.
-        survived: how many of them the state has seen.
+        survived: how many of them the state has seen; -1 where it cannot tell, for it is from before that run of the
+            server.
     """
 
     code = "state_rolled_back"
     fields = ("durable", "survived")
     template = (
-        "state: expected the {durable} commands that were on the server's disk, got {survived} of them: its state "
-        "directory was rolled back (a backup was put in its place, or the machine stopped under --fsync never). To go "
-        "on from that older state, close() this client, and use it again or make a new one"
+        "state: expected the {durable:# command} that were on the server's disk, got {got}: its state directory was "
+        "rolled back (a backup was put in its place, or the machine stopped under --fsync never). To go on from that "
+        "older state, close() this client, and use it again or make a new one"
     )
 
     durable: int
     survived: int
+
+    def __str__(self) -> str:
+        got = f"{self.survived} of them" if self.survived >= 0 else "a state from before that run of the server"
+        return _formatter.vformat(self.template, (), {"durable": self.durable, "got": got})
 
 
 class TooManySessions(PlrError):
@@ -361,7 +391,7 @@ class StepsDropped(PlrError):
     code = "steps_dropped"
     fields = ("steps", "reason")
     template = (
-        "push_step: expected {steps} steps that can be scored as one block, got: {reason}; they are dropped, the next "
+        "push_step: expected {steps:# step} that can be scored as one block, got: {reason}; they are dropped, the next "
         "step begins a new block"
     )
 
@@ -508,6 +538,23 @@ class MissingDependency(PlrError, ImportError):
 
     package: str
     extra: str
+
+
+@contextlib.contextmanager
+def needed(package: str, extra: str, *modules: str) -> Iterator[None]:
+    """Turns into a MissingDependency what imports within it raise where the package is not installed.
+
+    Args:
+        package: what pip calls it.
+        extra: the extra that installs it.
+        modules: what Python calls it; by default as pip does. That another module is missing is not its fault.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in (modules or (package,)):
+            raise
+        raise MissingDependency(package, extra) from error
 
 
 def _encodable(text: str) -> str:

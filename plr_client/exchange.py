@@ -288,9 +288,9 @@ class Exchange:
         self._closing_seen = False
         self._hello, self._patience_s = 0, _NEVER
         told, same_state, error = reply.result, reply.epoch == self._epoch, reply.error
-        survived = told.get("survived", 0)
+        survived = max(told.get("survived", 0), 0)
         if error is None and same_state and survived < self.durable:
-            error = StateRolledBack(self.durable, survived)
+            error = StateRolledBack(self.durable, told["survived"])
         if error is not None:
             self.lost()
             self._blocked = True

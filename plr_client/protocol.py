@@ -30,9 +30,9 @@ Rules
   * So does every connection of a session, and every run of the server. Before it, after a gap (`after` has not come),
     or out of turn, a request is refused as `OutOfStep`, and not applied: the client says hello on a fresh connection.
   * A hello's args may name the `run` of the server that the client spoke to last. Its reply tells the `run` it speaks
-    to now, how many commands of the run it named have `survived`, the session's number among all that were `begun`,
-    and the highest `applied` seq of it that may have changed the state. What the client sent and is neither applied nor
-    has survived it sends again, in order, before anything new.
+    to now, how many commands of the run it named have `survived` (-1 where its state has not seen that run), the
+    session's number among all that were `begun`, and the highest `applied` seq of it that may have changed the state.
+    What the client sent and is neither applied nor has survived it sends again, in order, before anything new.
   * Every request gets one reply. One that is sent again carries the same `session` and `seq`, and the `connection` it
     is sent on; the server applies it once and repeats the reply.
   * Few levels travel as ints in `args` and `result`, many as arrays.

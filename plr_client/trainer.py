@@ -19,7 +19,7 @@ from plr_client.connection import Connection
 from plr_client.errors import InvalidInput, MissingField
 from plr_client.keys import KeyFile
 from plr_client.levels import NO_PARENT, Level, TableRows
-from plr_client.protocol import DEFAULT_CURRICULUM, join_payloads, pack_payloads, split_payloads, unpack_payload
+from plr_client.protocol import DEFAULT_CURRICULUM, join_payloads, pack_payloads, shown, split_payloads, unpack_payload
 from plr_client.report import report, write
 from plr_client.segment import Segment
 
@@ -441,6 +441,8 @@ class Trainer:
         self.close()
 
     def _push(self, op: str, wait: bool, **fields: ArrayLike | None) -> int:
+        if not isinstance(wait, bool):
+            raise InvalidInput("wait", "True or False", shown(wait))
         arrays = {name: _array(name, value) for name, value in fields.items() if value is not None}
         if not wait:
             self._connection.post(op, arrays)

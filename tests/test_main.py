@@ -284,7 +284,7 @@ def test_stats_for_programs_by_the_installed_command(server, played):
 def test_stats_of_nobody(ipc, capsys):
     assert main(["stats", ipc, "--timeout-s", "0.2"]) == 1
     assert re.fullmatch(
-        rf"plr-server: expected a reply from {re.escape(ipc)}, got none in \d\.\d s and 1 attempts; "
+        rf"plr-server: expected a reply from {re.escape(ipc)}, got none in \d\.\d s and 1 attempt; "
         r"is plr-server running there\? \(plr-server serve --bind ADDRESS\)\n",
         capsys.readouterr().err,
     )

@@ -12,20 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client import InvalidInput, MissingDependency, Trainer
+from plr_client import InvalidInput, Trainer
 from plr_client.address import Address
+from plr_client.errors import needed
 from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.env import LevelSource, told
 from wrappers.vector import RECORDED_BYTES_MAX
 
-try:
+with needed("pettingzoo", "pettingzoo"):
     from pettingzoo import ParallelEnv
     from pettingzoo.utils import BaseParallelWrapper
-except ModuleNotFoundError as error:
-    if str(error.name).partition(".")[0] != "pettingzoo":
-        raise  # a module that it needs
-    raise MissingDependency("pettingzoo", "pettingzoo") from error
 
 STEP_BYTES, AGENT_STEP_BYTES = 640, 11  # what a recorded step takes, without and for each agent
 

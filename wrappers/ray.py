@@ -13,14 +13,11 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from plr_client import InvalidInput, MissingDependency, ServerStartError
+from plr_client import InvalidInput, ServerStartError
+from plr_client.errors import needed
 
-try:
+with needed("ray", "rllib"):
     import ray
-except ModuleNotFoundError as error:
-    if error.name != "ray":
-        raise  # a module that it needs
-    raise MissingDependency("ray", "rllib") from error
 
 if TYPE_CHECKING:
     from plr_server import Config

@@ -12,20 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plr_client import InvalidInput, MissingDependency, Trainer
+from plr_client import InvalidInput, Trainer
 from plr_client.address import Address
+from plr_client.errors import needed
 from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from plr_client.report import SCORES, TOP_LEVELS, markdown
 
-try:
+with needed("stable-baselines3", "sb3", "stable_baselines3"):
     import torch
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-except ModuleNotFoundError as error:
-    if str(error.name).partition(".")[0] != "stable_baselines3":
-        raise  # a module that it needs
-    raise MissingDependency("stable-baselines3", "sb3") from error
 
 _NOT_TENSORBOARD = ("stdout", "log", "json", "csv")
 

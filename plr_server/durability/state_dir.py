@@ -179,13 +179,13 @@ class StateDir:
         return self.sequence
 
     def survived(self, run: int | None) -> int:
-        """Returns how many commands the state has seen of those that it had seen at the end of a run; 0 for none.
+        """Returns how many commands the state has seen of those that it had seen at the end of a run; -1 if not known.
 
         Args:
             run: its name.
         """
         ends = [*(later.begin for later in self.runs[1:]), self.sequence]
-        return next((end for each, end in zip(self.runs, ends, strict=True) if each.name == run), 0)
+        return next((end for each, end in zip(self.runs, ends, strict=True) if each.name == run), -1)
 
     def hurry(self) -> None:
         """Begins to sync in the background what is not as durable as `fsync` promises; call it again to see it done."""

@@ -22,6 +22,7 @@ from plr_client.address import MAX_IPC_PATH
 from plr_client.errors import ConfigError, ServerStartError, from_wire
 from plr_client.protocol import DEFAULT_CURRICULUM
 from plr_server.curriculum.config import Config
+from plr_server.durability.state_dir import FSYNC
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
@@ -85,9 +86,9 @@ def launch(
         The server, with its `address`. It ends with the context, and when this process dies, however it dies.
 
     Raises:
-        ConfigError: the address is not one that may be served, or not without `keys` or `insecure`, or with
-            `allow_pickle`; the keys cannot be read; or the strategy names a function that the server cannot import. It
-            looks in this process's working directory and on PYTHONPATH.
+        ConfigError: a flag is no bool; the address is not one that may be served, or not without `keys` or `insecure`,
+            or with `allow_pickle`; there is no such way to sync; the keys cannot be read; or the strategy names a
+            function that the server cannot import. It looks in this process's working directory and on PYTHONPATH.
         AddressTaken: something already listens there.
         StateDirTaken, StateDamaged, StateDiverged: the state directory cannot be gone on with.
         ServerStartError: the server did not start.
@@ -99,6 +100,12 @@ def launch(
     """
     bind: tuple[str, ...]
     owner = os.getpid()
+    flags = {"insecure": insecure, "allow_pickle": allow_pickle, "take_over": take_over}
+    for name, said in flags.items():
+        if not isinstance(said, bool):  # "no" would allow it
+            raise ConfigError(name, "True or False", f"{said!r:.80}")
+    if fsync not in FSYNC:
+        raise ConfigError("fsync", f"one of {', '.join(FSYNC)}", repr(fsync))
     if state_dir is None and (fsync != "interval" or take_over):
         beside = "take_over" if take_over else f"fsync={fsync!r}"
         raise ConfigError("state_dir", f"a folder beside {beside}", "none: the state would be in memory")
@@ -112,10 +119,9 @@ def launch(
         named = {DEFAULT_CURRICULUM: config} if isinstance(config, Config) else config
         if not (isinstance(named, Mapping) and all(isinstance(one, Config) for one in named.values())):
             raise ConfigError("config", "a Config, or a dict from names to Configs", f"{config!r:.80}")
-        flags = {"--insecure": insecure, "--allow-pickle": allow_pickle, "--take-over": take_over}
         kept = () if state_dir is None else ("--state-dir", os.fspath(state_dir), "--fsync", fsync)
         closed = () if keys is None else ("--keys", os.fspath(keys))
-        options = (*bind, *kept, *closed, *(flag for flag, said in flags.items() if said))
+        options = (*bind, *kept, *closed, *(f"--{flag.replace('_', '-')}" for flag, said in flags.items() if said))
         server = _start({"curricula": {name: one.to_dict() for name, one in named.items()}}, options)
         stack.callback(server.stop)
         try:

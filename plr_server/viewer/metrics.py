@@ -10,9 +10,9 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from plr_client.errors import MissingDependency
+from plr_client.errors import needed
 
-try:
+with needed("prometheus_client", "metrics"):
     from prometheus_client import generate_latest
     from prometheus_client.core import (
         CounterMetricFamily,
@@ -21,10 +21,6 @@ try:
         InfoMetricFamily,
         Metric,
     )
-except ModuleNotFoundError as error:
-    if str(error.name).partition(".")[0] != "prometheus_client":
-        raise  # a module that it needs
-    raise MissingDependency("prometheus_client", "metrics") from error
 
 CONTENT_TYPE = "text/plain; version=0.0.4"
 COUNTERS = {  # of `Trainer.counters`; exported as plr_NAME_total

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from plr_client.errors import counted
 from plr_server.curriculum.config import Config
 
 Kind = Literal["trouble", "watch", "fine", "note"]
@@ -111,7 +112,7 @@ def clients_gone(facts: Facts) -> Finding | None:
     gone = facts.most_clients - facts.clients
     if gone <= 0:
         return None
-    return Finding("watch", f"{gone} of {_many(facts.most_clients, 'client')} {'is' if gone == 1 else 'are'} gone.")
+    return Finding("watch", f"{gone} of {counted(facts.most_clients, 'client')} {'is' if gone == 1 else 'are'} gone.")
 
 
 def better_than_chance(facts: Facts) -> Finding | None:
@@ -176,7 +177,3 @@ def duration(seconds: float) -> str:
     if seconds < 120:  # noqa: PLR2004  two minutes
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"  # noqa: PLR2004  two hours
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -10,11 +10,11 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from plr_client.errors import MissingDependency
+from plr_client.errors import counted, needed
 from plr_server.viewer.collect import Collector
 from plr_server.viewer.measures import SORT_KEYS
 
-try:
+with needed("textual", "top", "textual", "rich"):
     from rich.text import Text
     from textual.app import App, ComposeResult
     from textual.binding import BindingType
@@ -22,10 +22,6 @@ try:
     from textual.content import Content
     from textual.css.query import NoMatches
     from textual.widgets import DataTable, Footer, Input, Sparkline, Static, Tab, Tabs
-except ModuleNotFoundError as error:
-    if str(error.name).partition(".")[0] not in {"rich", "textual"}:
-        raise  # a module that they need
-    raise MissingDependency("textual", "top") from error
 
 REFRESH_S = 1.0
 ROWS = 100
@@ -210,11 +206,12 @@ class Top(App[None]):
     def _show_verdict(self, watched: Mapping[str, Any]) -> None:
         counters, rates = watched["counters"], watched["rates"]
         lines = [Text(finding["text"], COLOURS[finding["kind"]]) for finding in watched["verdict"]]
-        counted = (
+        numbers = (
             f"{counters['levels_seen']:,} of {counters['levels']:,} levels seen; {counters['in_flight']:,} in flight; "
-            f"{counters['sessions']} clients; {rates['draws']:,.0f} draws and {rates['pushes']:,.1f} pushes a second"
+            f"{counted(counters['sessions'], 'client')}; "
+            f"{rates['draws']:,.0f} draws and {rates['pushes']:,.1f} pushes a second"
         )
-        self.query_one("#verdict", Static).update(Text("\n").join([*lines, Text(counted, "dim")]))
+        self.query_one("#verdict", Static).update(Text("\n").join([*lines, Text(numbers, "dim")]))
 
     def _show_levels(self) -> None:
         table = self.query_one(DataTable)

@@ -69,9 +69,7 @@ def test_a_timeout_names_address_attempts_and_seconds(ipc):
         took_s = time.monotonic() - started
     assert (error.address, error.attempts, error.hint) == (ipc, 1, NOT_THERE)
     assert 0.2 <= error.waited_s <= took_s < 5.0
-    assert str(error) == (
-        f"expected a reply from {ipc}, got none in {error.waited_s:.1f} s and 1 attempts; {NOT_THERE}"
-    )
+    assert str(error) == (f"expected a reply from {ipc}, got none in {error.waited_s:.1f} s and 1 attempt; {NOT_THERE}")
 
 
 def test_a_request_is_sent_again_on_a_fresh_socket_while_time_is_left():

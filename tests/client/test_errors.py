@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import plr_client.errors
-from plr_client.errors import PlrError, ServerError, from_wire
+from plr_client.errors import PlrError, ServerError, from_wire, needed
 
 # class -> values, message
 EXAMPLES = {
@@ -182,6 +182,25 @@ def test_pickle_rebuilds_class_and_values(error):
 def test_an_error_can_be_made_from_another_as_asyncvectorenv_does(error):
     again = type(error)(error)
     assert (again.args, str(again)) == (error.args, str(error))
+
+
+def test_a_number_agrees_with_what_it_counts():
+    assert "got none in 0.2 s and 1 attempt; why" in str(plr_client.ServerUnreachable("ipc:///x", 1, 0.2, "why"))
+    assert "expected 1 step that" in str(plr_client.StepsDropped(1, "why"))
+    assert "expected the 1 command that" in str(plr_client.StateRolledBack(1, 0))
+
+
+def test_a_state_that_does_not_know_a_run_claims_no_number():
+    assert "got a state from before that run of the server: its" in str(plr_client.StateRolledBack(900, -1))
+
+
+def test_only_the_package_itself_is_said_to_be_missing():
+    with pytest.raises(plr_client.MissingDependency) as missing, needed("no-such", "extra", "no_such_package"):
+        import no_such_package.within  # noqa: F401, PLC0415
+    assert missing.value.args == ("no-such", "extra")
+    with pytest.raises(ModuleNotFoundError) as raised, needed("no-such", "extra", "no_such_package"):
+        import another_package  # noqa: F401, PLC0415
+    assert type(raised.value) is ModuleNotFoundError
 
 
 def test_built_in_families_hold():

@@ -54,6 +54,19 @@ def steps_of(block):
 # ---- pushes that are not waited for
 
 
+@pytest.mark.parametrize("wait", ["no", 0, 1, None, []])
+def test_a_flag_that_is_no_bool_is_refused_before_anything_is_sent(trainer, wait):
+    before = trainer.counters()
+    for push in (
+        lambda: trainer.push(**random_block(), wait=wait),
+        lambda: trainer.push_step(**next(steps_of(random_block())), wait=wait),
+        lambda: trainer.push_scores([1], [0.5], wait=wait),
+    ):
+        with pytest.raises(InvalidInput, match=r"^wait: expected True or False, got "):
+            push()
+    assert trainer.counters() == before
+
+
 def test_pushes_that_are_not_waited_for_are_applied_in_order_before_what_is_asked_next():
     config = Config(levels=range(10), num_steps=3, alpha=0.5)
     curriculum = Curriculum(config)

@@ -245,6 +245,13 @@ def test_a_forked_child_that_leaves_the_context_takes_nothing_from_its_parent():
     [
         ({"config": 3}, "config: expected a Config, or a dict from names to Configs, got 3"),
         ({"config": {"train": 3}}, "config: expected a Config, or a dict from names to Configs, got {'train': 3}"),
+        ({"config": Config(), "insecure": "no"}, "insecure: expected True or False, got 'no'"),
+        ({"config": Config(), "allow_pickle": "no"}, "allow_pickle: expected True or False, got 'no'"),
+        ({"config": Config(), "state_dir": "x", "take_over": 0}, "take_over: expected True or False, got 0"),
+        (
+            {"config": Config(), "state_dir": "x", "fsync": "often"},
+            "fsync: expected one of never, interval, always, got",
+        ),
         ({"config": Config(), "fsync": "always"}, "state_dir: expected a folder beside fsync='always', got none"),
         ({"config": Config(), "take_over": True}, "state_dir: expected a folder beside take_over, got none"),
     ],
