@@ -6,17 +6,21 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
+import difflib
 import json
 import logging
 import os
+import re
+import socket
 import subprocess
 import sys
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plr_client.address import MAX_PORT
 from plr_client.errors import ConfigError, PlrError
 from plr_client.protocol import DEFAULT_CURRICULUM, MAX_FRAME_BYTES
 from plr_client.trainer import Trainer
@@ -40,6 +44,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+logger = logging.getLogger("plr_server")
+
 DEFAULT_BIND = "tcp://127.0.0.1:5555"
 DEFAULT_VIEW_PORT = 8787
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
@@ -55,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 after printing what was wrong (2 where argparse refuses the arguments), or 130 after
         Ctrl-C. Of `check-env`: 0 where the env is fine, 1 where it is not, 2 where there is no such env.
     """
-    options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    options, unknown = _parser().parse_known_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    if unknown:
+        options.parser.error(_unrecognized(unknown, options.parser.format_help()))
     commands = {
         "serve": _serve,
         "stats": _stats,
@@ -73,6 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if options.command == "check-env" else 1
     except KeyboardInterrupt:
         return 130  # as a shell says of a command that SIGINT ended
+
+
+def _unrecognized(words: Sequence[str], help_text: str) -> str:
+    """Says that words are no options of a command, and which of those in its help each resembles."""
+    known = set(re.findall(r"--[a-z][a-z-]*", help_text))
+    asked = (word.partition("=")[0] for word in words if word.startswith("--"))
+    nearest = [near for word in asked for near in difflib.get_close_matches(word, known, 1)]
+    return f"unrecognized arguments: {' '.join(words)}" + (f" (did you mean {', '.join(nearest)}?)" if nearest else "")
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
@@ -161,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serving.add_argument(
         "--view",
-        type=int,
+        type=_port,
         metavar="PORT",
         help="show what happens at http://127.0.0.1:PORT/ as well, as plr-server view does, in a process of its own",
     )
@@ -217,6 +233,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_keygen(commands)
     _add_state_dir(commands)
     _add_check_env(commands)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
     return parser
 
 
@@ -238,7 +256,7 @@ def _add_view(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     viewing.add_argument("source", metavar="ADDRESS|FILE", help="where the server listens, or a file of --history")
     viewing.add_argument(
-        "--port", type=int, default=DEFAULT_VIEW_PORT, help="of the page; 0: a free one (default: %(default)s)"
+        "--port", type=_port, default=DEFAULT_VIEW_PORT, help="of the page; 0: a free one (default: %(default)s)"
     )
     _add_keys(viewing)
     viewing.add_argument("--open", action="store_true", help="open the page in the default browser")
@@ -301,7 +319,9 @@ def _add_state_dir(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         "them, and prints what a server would have said of its curricula then.",
     )
     replaying.add_argument("folder", type=Path, metavar="DIR", help="what a server was given as --state-dir")
-    replaying.add_argument("--until", type=int, metavar="N", help="up to the N-th command (default: all)")
+    replaying.add_argument(
+        "--until", type=int, metavar="N", help="up to the N-th command, none before the newest snapshot (default: all)"
+    )
     replaying.add_argument("--json", action="store_true", help="print one JSON object")
     replaying.add_argument("--allow-pickle", action="store_true", help="load a score function that a client has sent")
 
@@ -359,9 +379,11 @@ def _serve(options: argparse.Namespace) -> int:
     viewers = contextlib.ExitStack()
     viewer_keys = None
     try:
-        if options.view is not None and options.keys is not None:
-            viewer_keys = _viewer_keys(options.keys)
+        if options.view is not None:
+            _check_free(options.view)
+            viewer_keys = None if options.keys is None else _viewer_keys(options.keys)
         configs = _configs(options)
+        _warn_of_what_has_no_effect(configs)
         if any(":" in config.strategy for config in configs.values()):
             _find_modules_here()
         serve(
@@ -395,6 +417,24 @@ def _viewer(address: str, port: int, keys: Path | None) -> Iterator[None]:
     ) as process:
         yield
         process.terminate()
+
+
+def _check_free(port: int) -> None:
+    """Refuses a port that the page cannot have, before there is a server without it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the page does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as exc:
+            raise ConfigError("view", "a free port for the page (0 takes any)", f"{port} ({exc.strerror})") from exc
+
+
+def _warn_of_what_has_no_effect(configs: Mapping[str, Config]) -> None:
+    """Says what was set in vain. It is not refused: who tries one strategy after the other changes that field alone."""
+    for name, config in configs.items():
+        table = "" if name == DEFAULT_CURRICULUM else f"[curricula.{name}] "
+        for field, why in config.without_effect().items():
+            logger.warning("%s%s: %s changes nothing: %s", table, field, getattr(config, field), why)
 
 
 def _viewer_keys(folder: Path) -> Path:
@@ -534,9 +574,11 @@ def _replay(options: argparse.Namespace) -> int:
         print(f"plr-server: {error}", file=sys.stderr)
     begin, end = history.begin.sequence, history.end.sequence
     until = end if options.until is None else options.until
-    if history.state is None or not begin <= until <= end:
-        got = "an empty one" if history.state is None else f"command {until}"
-        raise ConfigError("until", f"a state directory with that command (this one: {begin} to {end})", got)
+    if history.state is None:
+        raise ConfigError("DIR", "a state directory with a snapshot", f"{options.folder}, where none can be read")
+    if not begin <= until <= end:
+        expected = f"a command from {begin} (the newest snapshot) to {end} (the newest command)"
+        raise ConfigError("until", expected, str(until))
     _find_modules_here()
     configs = configs_of(history)
     dispatcher = Dispatcher(
@@ -578,6 +620,12 @@ def _check_env(options: argparse.Namespace) -> int:
     said = {"env_id": options.env_id, **report.to_dict()}
     print(json.dumps(said) if options.json else f"{options.env_id}: {report.text()}")
     return 0 if report.ok else 1
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= MAX_PORT):
+        raise argparse.ArgumentTypeError(f"expected a port from 0 (a free one) to {MAX_PORT}, got {text!r}")
+    return int(text)
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -137,13 +138,13 @@ def test_what_argparse_let_through_is_checked():
         configured("--temperature", "0")
 
 
-def test_an_unknown_toml_key_is_named(tmp_path):
+@pytest.mark.parametrize(("table", "where"), [("", ""), ("[curricula.maze]\n", "[curricula.maze] ")])
+def test_an_unknown_toml_key_is_named_with_its_table_and_the_nearest_right_one(tmp_path, table, where):
     file = tmp_path / "plr.toml"
-    file.write_text("temprature = 0.5\n")
-    with pytest.raises(
-        ConfigError, match=r"^temprature: expected a field among levels, capacity, strategy, .*, got an unknown name$"
-    ):
+    file.write_text(f"{table}temprature = 0.5\n")
+    with pytest.raises(ConfigError) as raised:
         configured("--config", str(file))
+    assert str(raised.value) == f"{where}temprature: expected a field such as temperature, got an unknown name"
 
 
 REFUSED = {
@@ -182,9 +183,14 @@ def test_bad_toml_on_the_real_command_line(tmp_path):
     [
         (["--alpha", "much"], "argument --alpha: invalid float value: 'much'"),
         (["--num-steps", "1.5"], "argument --num-steps: invalid int value: '1.5'"),
-        (["--colour", "red"], "unrecognized arguments: --colour red"),
+        (["--colour", "red"], "unrecognized arguments: --colour red\n"),
+        (["--temprature", "0.5"], "unrecognized arguments: --temprature 0.5 (did you mean --temperature?)\n"),
+        (["--state-dri=x", "y"], "unrecognized arguments: --state-dri=x y (did you mean --state-dir?)\n"),
+        (["--view", "99999"], "argument --view: expected a port from 0 (a free one) to 65535, got '99999'"),
+        (["--view", "-1"], "argument --view: expected"),
+        (["--view", "http"], "argument --view: expected a port from 0 (a free one) to 65535, got 'http'"),
     ],
-    ids=["no float", "no int", "no such option"],
+    ids=["no float", "no int", "no such option", "a typo", "another", "no port", "none below 0", "no number"],
 )
 def test_words_that_are_no_options_are_a_usage_error(words, text, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -223,6 +229,23 @@ def test_help_explains_every_field_with_its_default(capsys, monkeypatch):
         assert f"Source: {preset.source}. Measured: {preset.measured}." in text
     for hidden in ("--config-json", "--ready-fd", "--parent-pid", "--own-folder"):
         assert hidden not in text
+
+
+def test_what_was_set_in_vain_is_told_at_the_start_and_served(ipc, tmp_path):
+    file = tmp_path / "plr.toml"
+    file.write_text('alpha = 0.5\n[curricula.train]\n[curricula.maze]\nstrategy = "learnability"\ngamma = 0.9\n')
+    command = faults.serve_command("--bind", ipc, "--config", str(file))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
+        assert process.stdout.readline().startswith("plr-server ready at ")
+        process.terminate()
+        said = process.communicate(timeout=faults.DEADLINE_S)[1].splitlines()
+    assert said[:2] == [
+        (
+            "plr-server: [curricula.maze] alpha: 0.5 changes nothing: learnability remembers by its window; only "
+            "push_scores reads alpha"
+        ),
+        "plr-server: [curricula.maze] gamma: 0.9 changes nothing: learnability discounts nothing",
+    ]
 
 
 # ---- a real server
@@ -414,6 +437,16 @@ def test_serve_view_shows_the_page_in_a_process_of_its_own_that_ends_with_the_se
         assert faults.gone(viewer)
 
 
+def test_serve_view_with_a_port_that_is_taken_does_not_start(ipc):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        said = faults.refused("--bind", ipc, "--view", str(port))
+    assert said == (
+        f"plr-server: view: expected a free port for the page (0 takes any), got {port} (Address already in use)\n"
+    )
+    assert faults.left_beside(ipc) == []
+
+
 def test_a_viewer_does_not_outlive_a_server_that_is_killed(ipc):
     with faults.daemon(ipc, "--view", "0") as server:
         server.process.stdout.readline()
@@ -547,7 +580,19 @@ def test_replay_rebuilds_the_state_at_any_command(state_dir, capsys):
 @pytest.mark.parametrize("until", ["-1", "14"])
 def test_replay_refuses_a_command_that_is_not_there(state_dir, capsys, until):
     assert main(["replay", str(state_dir), "--until", until]) == 1
-    assert f"a state directory with that command (this one: 0 to 13), got command {until}" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        f"plr-server: until: expected a command from 0 (the newest snapshot) to 13 (the newest command), got {until}\n"
+    )
+
+
+def test_replay_after_a_restart_begins_at_the_snapshot_and_says_so(state_dir, capsys):
+    config = Config(levels=range(10), strategy="external")
+    with launch({"train": config, "eval": config}, f"ipc://{state_dir.parent}/plr.sock", state_dir=state_dir):
+        pass  # it takes a snapshot at its end
+    assert main(["replay", str(state_dir), "--until", "5"]) == 1
+    assert "from 13 (the newest snapshot) to 13 (the newest command), got 5" in capsys.readouterr().err
+    assert main(["replay", str(state_dir)]) == 0
+    assert "after 13 of 13 commands" in capsys.readouterr().out
 
 
 def test_what_is_no_state_directory_is_said(tmp_path, capsys):

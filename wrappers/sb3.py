@@ -19,7 +19,7 @@ from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from plr_client.report import SCORES, TOP_LEVELS, markdown
 
-with needed("stable-baselines3", "sb3", "stable_baselines3"):
+with needed("stable-baselines3", "sb3", "stable_baselines3", "torch"):
     import torch
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm

@@ -7,9 +7,10 @@ are arguments of the server around the curriculum.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from plr_client.errors import ConfigError
 from plr_client.protocol import DEFAULT_CURRICULUM
 from plr_server.curriculum.presets import PRESETS
 from plr_server.curriculum.sampling.transforms import TRANSFORMS
-from plr_server.curriculum.scoring.strategies import STRATEGIES
+from plr_server.curriculum.scoring.strategies import FUNCTION, STRATEGIES, strategy_named
 
 REPLAY_SCHEDULES = ("proportionate", "fixed")
 PARTIALS = ("commit", "stitch")
+TEMPERED = ("rank", "power", "softmax", "match", "match_rank")  # the transforms that a temperature matters to
 MAX_LEVEL = 2**63 - 1
 MAX_WINDOW = 1_000  # the table keeps that many numbers a level
 FUNCTION_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -46,6 +48,7 @@ class Config:
 
     Raises:
         ConfigError: a field is not what it must be.
+        TypeError: there is no such field, as for every dataclass.
 
     Source: arXiv 2010.03934, section 4 and appendix B (defaults); arXiv 2110.02439 (`robust`); `window` 10 as in
     the authors' code of arXiv 1707.00183: short enough to follow a changing policy, a success rate in steps of a tenth.
@@ -200,11 +203,56 @@ class Config:
         Raises:
             ConfigError: a name is unknown, or a value is not what it must be.
         """
-        known, given = Config.docs(), {name: value for name, value in fields.items() if name != "preset"}
-        for name in given:
+        known = (*Config.docs(), "preset")
+        for name in fields:
             if name not in known:
-                raise ConfigError(name, f"a field among {', '.join(known)}, or preset", "an unknown name")
+                raise ConfigError(name, nearest(name, known), "an unknown name")
+        given = {name: value for name, value in fields.items() if name != "preset"}
         return Config.preset(fields["preset"], **given) if "preset" in fields else Config(**given)
+
+    def without_effect(self) -> dict[str, str]:
+        """Returns why fields that are not at their defaults change nothing in this configuration, by name.
+
+        What it leaves out may still change nothing in some run. A score function that a client sends reads gamma,
+        gae_lambda and max_score_coef, whatever the strategy.
+
+        >>> Config(strategy="learnability", alpha=0.5).without_effect()
+        {'alpha': 'learnability remembers by its window; only push_scores reads alpha'}
+        """
+        name, strategy, transform = self.strategy, strategy_named(self.strategy), self.transform
+        of_steps = strategy is FUNCTION or strategy.per_step is not None or strategy.per_best is not None
+        has_window, discounts = strategy.per_window is not None, "next_values" in (*strategy.needs, *strategy.takes)
+        by_score = "transform temperature eps"
+        of_draws = f"{by_score} staleness_coef staleness_temperature replay_schedule replay_prob min_fill_ratio"
+        rules = (
+            (name in ("random", "sequential"), f"{of_draws} max_in_flight", f"{name} draws from all levels alike"),
+            (name == "sequential", "seed", "sequential draws nothing at random"),
+            (name == "uniform", by_score, "uniform replays all seen levels alike"),
+            (self.staleness_coef == 1.0, by_score, "under staleness_coef 1 no level is drawn by its score"),
+            (self.staleness_coef == 0.0, "staleness_temperature", "under staleness_coef 0 staleness does not count"),
+            (transform not in TEMPERED, "temperature", f"the transform {transform} has no temperature"),
+            (transform != "eps_greedy", "eps", "it belongs to the transform eps_greedy"),
+            (self.replay_schedule != "fixed", "min_fill_ratio", "it belongs to the replay_schedule fixed"),
+            (not has_window, "window", "it belongs to the strategies learnability and tscl"),
+            (has_window, "alpha", f"{name} remembers by its window; only push_scores reads alpha"),
+            (not of_steps, "max_score_coef", f"{name} gives the steps of an episode no scores"),
+            (not discounts, "gamma gae_lambda", f"{name} discounts nothing"),
+            (name in ("one_step_td_error", "alt_advantage_abs"), "gae_lambda", f"{name} has none"),
+            (name == "external", "num_steps partial", "external takes scores, and no rollouts"),
+            (not isinstance(self.levels, str), "capacity", "it belongs to the levels unbounded and payloads"),
+        )
+        why = {field: reason for holds, fields, reason in reversed(rules) if holds for field in fields.split()}
+        return {
+            field.name: why[field.name]
+            for field in dataclasses.fields(self)
+            if field.name in why and getattr(self, field.name) != field.default
+        }
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Returns what was expected in the place of an unknown name: the known one that it resembles, or all of them."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f"a field such as {close[0]}" if close else f"one of {', '.join(known)}"
 
 
 def named_configs(fields: Mapping[str, Any], said: Mapping[str, Any] | None = None) -> dict[str, Config]:
@@ -216,13 +264,25 @@ def named_configs(fields: Mapping[str, Any], said: Mapping[str, Any] | None = No
         said: fields that win over these, in every curriculum.
 
     Raises:
-        ConfigError: a name is unknown, or a value is not what it must be.
+        ConfigError: a name is unknown, or a value is not what it must be; says in which table.
     """
-    shared = {name: value for name, value in fields.items() if name != "curricula"}
+    shared, said = {name: value for name, value in fields.items() if name != "curricula"}, said or {}
     tables = fields.get("curricula", {DEFAULT_CURRICULUM: {}})
     if not (isinstance(tables, Mapping) and tables and all(isinstance(table, Mapping) for table in tables.values())):
         raise ConfigError("curricula", "a table of fields for each name, at least one", f"{tables!r:.80}")
-    return {name: Config.from_dict(shared | dict(table) | dict(said or {})) for name, table in tables.items()}
+    for name in shared:
+        if name not in (known := (*Config.docs(), "preset", "curricula")):
+            raise ConfigError(name, nearest(name, known), "an unknown name")
+    return {name: _of_table(name, table, shared, said) for name, table in tables.items()}
+
+
+def _of_table(name: str, table: Mapping[str, Any], shared: Mapping[str, Any], said: Mapping[str, Any]) -> Config:
+    try:
+        return Config.from_dict({**shared, **table, **said})
+    except ConfigError as error:
+        if error.field in table and error.field not in said:
+            raise ConfigError(f"[curricula.{name}] {error.field}", error.expected, error.got) from None
+        raise
 
 
 def _levels(given: Any) -> range | tuple[int, ...] | str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from plr_client.errors import ConfigError, ServerStartError, StateDirTaken, StateNotWritten
+from plr_client.errors import ConfigError, ServerStartError, StateDirTaken, StateNotWritten, counted
 from plr_server.durability import files
 from plr_server.durability.journal import Journal
 from plr_server.durability.owner import Owner
@@ -94,7 +94,17 @@ class StateDir:
             self._owner.leave()
             raise next(iter(damaged.values()))
         for error in damaged.values():
-            logger.error("accepting a loss: %s", error)
+            what = f"{error.file}: {error.record}: {error.reason}"
+            logger.error("accepting a loss: %s: %s. What is there is kept as %s", what, error.at_stake, BROKEN)
+        for segment in self.history.segments if not damaged else ():
+            if segment.tail is not None and segment.tail.num_bytes:
+                torn, last = segment.tail.num_bytes, segment.last.sequence
+                logger.warning(
+                    "%s: the last %s are dropped, a record that was not written whole; all %s before it are there",
+                    segment.path,
+                    counted(torn, "byte"),
+                    counted(last, "command"),
+                )
         lasts = self.history.epoch and not damaged
         self.epoch = self.history.epoch if lasts else secrets.randbits(63)
         self.sequence = self.history.end.sequence
@@ -163,9 +173,9 @@ class StateDir:
                     self._fall_behind(exc)
                 if needed:
                     raise StateNotWritten(op, f"{exc}") from exc
-            else:
-                self._complained = False
             self.sequence += 1
+            if self._complained and self._behind is None:
+                self._say_written()
         elif needed:
             raise StateNotWritten(op, self._behind)
         else:
@@ -387,11 +397,14 @@ class StateDir:
             raise
         self._owner.check()
         self._journal, self._synced, self._since = journal, self.sequence, self.sequence
-        self._wanted, self._behind, self._spare = False, None, state
+        was_behind, self._behind = self._behind is not None, None
+        self._wanted, self._spare = False, state
         self._snapshot_s = time.monotonic()
         if old is not None:
             old.close()
         self._remove_before(self._generation)
+        if was_behind:
+            self._say_written()
 
     def _new_journal(self, after: Link) -> Journal:
         """Begins a journal of the next number that is free.
@@ -452,6 +465,13 @@ class StateDir:
         except OSError as exc:
             logger.error("the state could not be written to %s, to be tried again: %s", self._path, exc)  # noqa: TRY400
             self._fall_behind(exc)
+
+    def _say_written(self) -> None:
+        """Says that what could not be written can be, once a write has shown it."""
+        self._complained, journal = False, self._journal
+        assert journal is not None  # noqa: S101  `begin` comes first
+        size, commands = counted(journal.num_bytes, "byte"), counted(self.sequence, "command")
+        logger.warning("%s can be written again: %s, after %s", journal.path, size, commands)
 
 
 def cpu_features() -> tuple[str, ...]:

@@ -46,7 +46,12 @@ def restart(dispatcher: Dispatcher, log: StateDir) -> None:
         except StateDiverged as error:
             if not log.accept_loss:
                 raise
-            logger.error("accepting another state: %s", error)  # noqa: TRY400
+            logger.error(  # noqa: TRY400
+                "accepting another state than there was after command %s, which ran with %s; here is %s",
+                error.command,
+                error.there,
+                error.here,
+            )
             replay(dispatcher, history, compare=False)
     text = json.dumps({name: config.to_dict() for name, config in configs.items()}, sort_keys=True)
     log.begin(dispatcher.state, text)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from plr_client import ConfigError
-from plr_server import Config
-from plr_server.curriculum.config import LEVELS_EXPECTED
+from plr_server import Config, Curriculum
+from plr_server.curriculum.config import LEVELS_EXPECTED, named_configs
+from plr_server.curriculum.presets import PRESETS
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 
@@ -226,9 +227,140 @@ def test_missing_fields_take_their_defaults():
     assert Config.from_dict({"alpha": 0.5}) == Config(alpha=0.5)
 
 
-def test_an_unknown_field_is_refused_and_the_known_ones_named():
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("temprature", "a field such as temperature"),
+        ("staleness-coef", "a field such as staleness_coef"),
+        ("preset_", "a field such as preset"),
+        ("colour", f"one of {', '.join(FIELDS)}, preset"),
+    ],
+)
+def test_an_unknown_field_is_refused_and_the_nearest_one_named(name, expected):
     with pytest.raises(ConfigError) as raised:
-        Config.from_dict({"temprature": 0.1})
-    assert (
-        str(raised.value) == f"temprature: expected a field among {', '.join(FIELDS)}, or preset, got an unknown name"
-    )
+        Config.from_dict({"alpha": 0.5, name: 0.1})
+    assert str(raised.value) == f"{name}: expected {expected}, got an unknown name"
+
+
+def test_an_unknown_keyword_is_a_type_error_that_names_it_as_of_every_dataclass():
+    for make in (Config, lambda **fields: Config.preset("robust", **fields)):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
+            make(temprature=0.1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"curricula": {"maze": {"temprature": 0.1}, "eval": {}}},
+            "[curricula.maze] temprature: expected a field such as temperature, got an unknown name",
+        ),
+        (
+            {"curricula": {"maze": {"alpha": 0.5}, "eval": {"alpha": 2.0}}},
+            "[curricula.eval] alpha: expected a number above 0, up to 1, got 2.0",
+        ),
+        ({"alpha": 2.0, "curricula": {"maze": {}}}, "alpha: expected a number above 0, up to 1, got 2.0"),
+        (
+            {"curriculum": {"maze": {}}},
+            "curriculum: expected a field such as curricula, got an unknown name",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_said_with_the_table(fields, message):
+    with pytest.raises(ConfigError) as raised:
+        named_configs(fields)
+    assert str(raised.value) == message
+
+
+def test_a_table_is_not_blamed_for_what_was_said_over_it():
+    with pytest.raises(ConfigError, match=r"^alpha: expected a number above 0, up to 1, got 3.0$"):
+        named_configs({"curricula": {"maze": {"alpha": 0.5}}}, {"alpha": 3.0})
+
+
+# ---- fields that change nothing
+
+# What makes a field useless, the field with a value of its own, and why.
+USELESS = [
+    ({"strategy": "random"}, field, value, "random draws from all levels alike")
+    for field, value in [
+        ("transform", "power"),
+        ("temperature", 0.5),
+        ("eps", 0.5),
+        ("staleness_coef", 0.9),
+        ("staleness_temperature", 0.5),
+        ("replay_schedule", "fixed"),
+        ("replay_prob", 0.5),
+        ("min_fill_ratio", 0.5),
+        ("max_in_flight", 1),
+    ]
+] + [
+    ({"strategy": "sequential"}, "seed", 5, "sequential draws nothing at random"),
+    ({"strategy": "sequential"}, "staleness_coef", 0.5, "sequential draws from all levels alike"),
+    ({"strategy": "uniform"}, "transform", "power", "uniform replays all seen levels alike"),
+    ({"strategy": "uniform", "levels": "unbounded", "capacity": 5}, "transform", "power", "uniform replays all"),
+    ({"staleness_coef": 1.0}, "temperature", 2.0, "under staleness_coef 1 no level is drawn by its score"),
+    ({"staleness_coef": 1.0, "levels": "unbounded", "capacity": 5}, "transform", "match", "under staleness_coef 1"),
+    ({"staleness_coef": 0.0}, "staleness_temperature", 2.0, "under staleness_coef 0 staleness does not count"),
+    ({"transform": "max"}, "temperature", 2.0, "the transform max has no temperature"),
+    ({"transform": "eps_greedy"}, "temperature", 2.0, "the transform eps_greedy has no temperature"),
+    ({}, "eps", 0.5, "it belongs to the transform eps_greedy"),
+    ({}, "min_fill_ratio", 0.5, "it belongs to the replay_schedule fixed"),
+    ({}, "window", 3, "it belongs to the strategies learnability and tscl"),
+    ({}, "capacity", 3, "it belongs to the levels unbounded and payloads"),
+    ({"strategy": "learnability"}, "alpha", 0.5, "learnability remembers by its window; only push_scores reads alpha"),
+    ({"strategy": "tscl"}, "alpha", 0.5, "tscl remembers by its window; only push_scores reads alpha"),
+    ({"strategy": "tscl"}, "max_score_coef", 0.5, "tscl gives the steps of an episode no scores"),
+    ({"strategy": "uniform"}, "max_score_coef", 0.5, "uniform gives the steps of an episode no scores"),
+    ({"strategy": "min_margin"}, "gamma", 0.5, "min_margin discounts nothing"),
+    ({"strategy": "maxmc"}, "gae_lambda", 0.5, "maxmc discounts nothing"),
+    ({"strategy": "learnability"}, "gamma", 0.5, "learnability discounts nothing"),
+    ({"strategy": "one_step_td_error"}, "gae_lambda", 0.5, "one_step_td_error has none"),
+    ({"strategy": "alt_advantage_abs"}, "gae_lambda", 0.5, "alt_advantage_abs has none"),
+    ({"strategy": "external"}, "num_steps", 3, "external takes scores, and no rollouts"),
+    ({"strategy": "external"}, "partial", "stitch", "external takes scores, and no rollouts"),
+]
+
+
+def lived(config):
+    """What a curriculum of this configuration draws and scores in a run that is the same for all of them."""
+    curriculum, rng, drawn = Curriculum(config), np.random.default_rng(1), []
+    for _ in range(30):
+        levels = [assignment.level for assignment in curriculum.sample(4)]
+        drawn += levels
+        if config.strategy == "external":
+            curriculum.update_scores(levels, rng.random(4))
+            continue
+        block = np.broadcast_to(levels, (8, 4))
+        dones = rng.random((8, 4)) < 0.2
+        dones[-1] = True
+        logits = {"logits": rng.normal(size=(8, 4, 3))} if config.strategy == "min_margin" else {}
+        values, rewards = rng.normal(size=(8, 4)), rng.random((8, 4)) - 0.7
+        curriculum.update(values, rewards, dones, block, rng.normal(size=4), **logits)
+    return drawn, [part.tolist() for part in (*curriculum.scores(), curriculum.weights())]
+
+
+@pytest.mark.parametrize(("fields", "name", "value", "why"), USELESS)
+def test_a_field_that_changes_nothing_is_told_and_changes_nothing(fields, name, value, why):
+    fields = {"levels": range(12)} | fields
+    without, config = Config(**fields), Config(**fields | {name: value})
+    told = config.without_effect()
+    assert told.keys() - without.without_effect().keys() == {name}
+    assert told[name].startswith(why)
+    assert lived(config) == lived(without)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        *({"preset": name} for name in PRESETS),
+        {"strategy": "my_scores:fitness", "gamma": 0.5, "gae_lambda": 0.5, "max_score_coef": 0.5, "alpha": 0.5},
+        {"strategy": "maxmc", "max_score_coef": 0.5, "partial": "stitch", "num_steps": 7, "robust": True},
+        {"strategy": "learnability", "window": 5, "temperature": 0.5, "staleness_temperature": 2.0, "seed": 3},
+        {"transform": "eps_greedy", "eps": 0.5, "replay_schedule": "fixed", "min_fill_ratio": 0.5, "max_in_flight": 2},
+        {"levels": "unbounded", "capacity": 7, "strategy": "gae", "gamma": 0.5, "gae_lambda": 0.5},
+        {"strategy": "external", "alpha": 0.5, "transform": "power"},
+    ],
+)
+def test_what_may_change_something_is_not_told(fields):
+    assert Config.from_dict(fields).without_effect() == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import resource
 import shutil
 import time
@@ -508,7 +509,18 @@ def test_every_torn_tail_is_cut_by_itself(torn):
             assert recovered(folder) == commands[: sum(end <= length for end in ends) - 1]
 
 
-def test_damage_is_refused_and_nothing_is_changed(torn):
+def test_what_is_dropped_of_a_torn_tail_is_told_once(torn, caplog):
+    folder, _, ends = torn
+    path = only_journal(folder)
+    path.write_bytes(path.read_bytes()[: ends[4] + 7])
+    for server in Server(folder), Server(folder, take_over=True):
+        server.dir.close()
+    assert caplog.messages == [
+        f"{path}: the last 7 bytes are dropped, a record that was not written whole; all 4 commands before it are there"
+    ]
+
+
+def test_damage_is_refused_and_nothing_is_changed(torn, caplog):
     folder, commands, ends = torn
     path = only_journal(folder)
     flip(path, ends[3] + HEADER_BYTES + 2)
@@ -520,6 +532,9 @@ def test_damage_is_refused_and_nothing_is_changed(torn):
     server = Server(folder, accept_loss=True)
     server.do("and on")
     server.dir.close()
+    (told,) = caplog.messages  # which does not advise what has been said already
+    assert told.startswith(f"accepting a loss: {path}: the record after command 3: it does not read on at byte ")
+    assert told.endswith(": at least 7 commands. What is there is kept as .broken")
     assert server.commands == [*commands[:3], "and on"]
     assert path.with_name(path.name + ".broken").read_bytes() == before[path.name]
     assert recovered(folder) == server.commands
@@ -588,7 +603,7 @@ def refuse(do, *, after, code=errno.ENOSPC):
 # ---- a disk that does not do its part
 
 
-def test_a_write_that_fails_is_taken_back_and_refused_until_there_is_space(folder, open_server):
+def test_a_write_that_fails_is_taken_back_and_refused_until_there_is_space(folder, open_server, caplog):
     server = open_server(fsync="always")
     server.do("before")
     length = only_journal(folder).stat().st_size
@@ -599,12 +614,16 @@ def test_a_write_that_fails_is_taken_back_and_refused_until_there_is_space(folde
             assert only_journal(folder).stat().st_size == length
             assert server.dir.commit()
     assert recovered(folder) == server.commands == ["before"]
-    server.do("after")
-    assert server.dir.commit()
-    assert recovered(folder) == ["before", "after"]
+    for command in ("after", "and on"):
+        server.do(command)
+        assert server.dir.commit()
+    failed, again = caplog.messages  # each once
+    assert failed.startswith(f"push could not be written to {folder}: ")
+    assert re.fullmatch(rf"{only_journal(folder)} can be written again: \d+ bytes, after 2 commands", again)
+    assert recovered(folder) == ["before", "after", "and on"]
 
 
-def test_what_need_not_be_written_goes_on_in_memory_until_there_is_space(folder, open_server, monkeypatch):
+def test_what_need_not_be_written_goes_on_in_memory_until_there_is_space(folder, open_server, monkeypatch, caplog):
     monkeypatch.setattr(module, "RETRY_AFTER_S", 0.0)
     server = open_server(fsync="always")
     server.do("before")
@@ -623,6 +642,8 @@ def test_what_need_not_be_written_goes_on_in_memory_until_there_is_space(folder,
     server.eventually(lambda: server.dir.durable == 4)
     server.do("after")
     assert server.dir.commit()
+    (again,) = (message for message in caplog.messages if "can be written again" in message)
+    assert again.endswith("after 4 commands")
     assert recovered(folder) == ["before", "written", "levels", "more levels", "after"]
 
 

@@ -407,7 +407,7 @@ def test_a_folder_of_another_version_is_refused_and_left_alone(servers, monkeypa
     assert after == {name: content for name, content in before.items() if name != "lock"}
 
 
-def test_another_state_from_the_same_commands_is_refused(servers, monkeypatch):
+def test_another_state_from_the_same_commands_is_refused(servers, monkeypatch, caplog):
     """As on another CPU: what was written down of the state is not what the commands lead to here."""
     monkeypatch.setattr(state_dir, "ThreadPoolExecutor", faults.AtOnce)
     monkeypatch.setattr(state_dir, "DIGEST_AFTER_COMMANDS", 2)
@@ -423,6 +423,10 @@ def test_another_state_from_the_same_commands_is_refused(servers, monkeypatch):
         servers(path=copy)
     accepted = servers(path=copy, accept_loss=True)
     assert faults.same(accepted.dispatcher.state(), state)
+    assert caplog.messages[-1].startswith(
+        "accepting another state than there was after command 2, which ran with numpy "
+    )
+    assert "--accept-loss" not in caplog.text  # it has been said
 
 
 def test_a_function_that_a_client_sent_is_loaded_only_where_that_is_allowed_again(servers):
