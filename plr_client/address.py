@@ -35,9 +35,7 @@ def check_address(address: object) -> None:
     """
     expected = None
     if not (isinstance(address, str) and address.startswith(("ipc://", "tcp://"))):
-        expected = "ipc://PATH or tcp://HOST:PORT"
-        if isinstance(address, str) and re.fullmatch(r"[^\s/]+:\d+", address):
-            expected += f", such as tcp://{address}"
+        expected = kinds(address)
     elif address.startswith("ipc://"):
         if not 1 <= len(os.fsencode(address.removeprefix("ipc://"))) <= MAX_IPC_PATH:
             expected = f"ipc://PATH with a path of 1 to {MAX_IPC_PATH} bytes"
@@ -51,3 +49,9 @@ def check_address(address: object) -> None:
             expected = "tcp://HOST:PORT with the name of the server's machine, or 127.0.0.1 for this one"
     if expected is not None:
         raise InvalidInput("address", expected, repr(address))
+
+
+def kinds(address: object) -> str:
+    """Returns what is expected in the place of what is no address of either kind."""
+    forgot_tcp = isinstance(address, str) and re.fullmatch(r"[^\s/]+:\d+", address)
+    return "ipc://PATH or tcp://HOST:PORT" + (f", such as tcp://{address}" if forgot_tcp else "")

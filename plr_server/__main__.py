@@ -380,7 +380,7 @@ def _serve(options: argparse.Namespace) -> int:
     viewer_keys = None
     try:
         if options.view is not None:
-            _check_free(options.view)
+            _check_free(options.view, options.bind)
             viewer_keys = None if options.keys is None else _viewer_keys(options.keys)
         configs = _configs(options)
         _warn_of_what_has_no_effect(configs)
@@ -419,8 +419,10 @@ def _viewer(address: str, port: int, keys: Path | None) -> Iterator[None]:
         process.terminate()
 
 
-def _check_free(port: int) -> None:
-    """Refuses a port that the page cannot have, before there is a server without it."""
+def _check_free(port: int, bind: str) -> None:
+    """Refuses a port that the page beside a server cannot have, before there is a server without it."""
+    if port and bind.endswith(f":{port}"):
+        raise ConfigError("view", "another port than that of --bind", str(port))
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the page does
         try:

@@ -437,6 +437,13 @@ def test_serve_view_shows_the_page_in_a_process_of_its_own_that_ends_with_the_se
         assert faults.gone(viewer)
 
 
+def test_serve_view_with_the_port_of_the_server_does_not_start():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    said = faults.refused("--bind", f"tcp://127.0.0.1:{port}", "--view", str(port))
+    assert said == f"plr-server: view: expected another port than that of --bind, got {port}\n"
+
+
 def test_serve_view_with_a_port_that_is_taken_does_not_start(ipc):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -73,8 +73,8 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
 
     Raises:
         InvalidInput: the address is not an ipc or tcp address, prefetch not an integer from 0 to 4096, the timeout not
-            above 0, or when_away not one of the two; or `env` has a `LevelReplay` or an `Autoreset` inside, whose
-            resets this one would not see.
+            above 0, set_level no function, or when_away not one of the two; or `env` is no single env, or has a
+            `LevelReplay` or an `Autoreset` inside, whose resets this one would not see.
 
     Example:
         >>> import gymnasium as gym
@@ -102,6 +102,8 @@ class LevelReplay(gym.Wrapper, RecordConstructorArgs):
         when_away: str = "raise",
         keys: KeyFile = None,
     ) -> None:
+        if not isinstance(env, gym.Env):
+            raise InvalidInput("env", "a single env (LevelReplayVector is for a vector env)", repr(env))
         settings: dict[str, Any] = {
             "address": address,
             "set_level": set_level,
@@ -186,7 +188,7 @@ class LevelSource:
     Args: as of `LevelReplay`.
 
     Raises:
-        InvalidInput: the address, the name, prefetch, the timeout or `when_away` is not what it must be.
+        InvalidInput: the address, set_level, the name, prefetch, the timeout or `when_away` is not what it must be.
     """
 
     def __init__(
@@ -200,6 +202,8 @@ class LevelSource:
         when_away: str = "raise",
         keys: KeyFile,
     ) -> None:
+        if set_level is not None and not callable(set_level):
+            raise InvalidInput("set_level", "a function of the env and the level", repr(set_level))
         self._connecting: dict[str, Any] = {"curriculum": curriculum, "timeout_s": timeout_s, "keys": keys}
         self._fallback = fallback_of(when_away, address, **self._connecting)
         self._client = LevelClient(address, prefetch=prefetch, **self._connecting)

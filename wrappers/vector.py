@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plr_client import Assignment, InvalidInput, LevelClient, ServerUnreachable, Trainer
 from plr_client.address import Address
+from plr_client.errors import counted
 from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.away import fallback_of
@@ -120,6 +121,8 @@ class LevelReplayVector(VectorWrapper):
         when_away: str = "raise",
         keys: KeyFile = None,
     ) -> None:
+        if not isinstance(envs, VectorEnv):
+            raise InvalidInput("envs", "a vector env (LevelReplay is for a single one)", repr(envs))
         # Before Gymnasium 1.4 the metadata are the class's: another vector env in another mode changes them.
         mode = getattr(envs.unwrapped, "autoreset_mode", envs.metadata.get("autoreset_mode"))
         try:
@@ -289,7 +292,8 @@ class LevelReplayVector(VectorWrapper):
         shape = (rollout.steps, self.num_envs)
         for name, given in (("values", values), ("rewards", rewards), ("final_values", final_values)):
             if given is not None and np.shape(given) != shape:
-                expected = f"shape {shape}: {rollout.steps} steps were recorded since the last push or full reset"
+                steps = counted(rollout.steps, "step")
+                expected = f"shape {shape}, for {steps} recorded since the last push or full reset"
                 raise InvalidInput(name, expected, f"shape {np.shape(given)}")
         if next_values is not None and np.shape(next_values) != shape[1:]:
             raise InvalidInput("next_values", f"shape {shape[1:]}", f"shape {np.shape(next_values)}")

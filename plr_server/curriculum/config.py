@@ -288,6 +288,8 @@ def _of_table(name: str, table: Mapping[str, Any], shared: Mapping[str, Any], sa
 def _levels(given: Any) -> range | tuple[int, ...] | str:
     if isinstance(given, str) and given in OPEN_SPACES:
         return given
+    if isinstance(given, int) and not isinstance(given, bool):
+        raise ConfigError("levels", f"'0:{given}' (so many levels) or [{given}] (one level)", repr(given))
     levels = _parse_levels(given) if isinstance(given, str) else given
     if not isinstance(levels, range):
         try:

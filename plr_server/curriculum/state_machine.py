@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr_client.errors import InvalidInput, NoLevels
+from plr_client.errors import ConfigError, InvalidInput, NoLevels
 from plr_client.levels import NEVER, NO_PARENT, Assignment, Assignments, Level, TableRows, check_k
 from plr_client.protocol import MAX_PAYLOADS, pack_payloads, shown, unpack_payload
 from plr_server.curriculum.arrays import as_array, ids_of, scores_of, slots_of
@@ -40,7 +40,7 @@ class Curriculum:
         config: what decides how it behaves.
 
     Raises:
-        ConfigError: the strategy names a function that cannot be imported in this process.
+        ConfigError: it is no `Config`, or its strategy names a function that cannot be imported in this process.
 
     >>> curriculum = Curriculum(Config(levels=range(4), strategy="external"))
     >>> curriculum.update_scores([0, 2], [0.5, 2.0])
@@ -54,6 +54,8 @@ class Curriculum:
     """
 
     def __init__(self, config: Config) -> None:
+        if not isinstance(config, Config):
+            raise ConfigError("config", "a Config", f"{config!r:.80}")
         self.config = config
         self._space = space_of(config.levels, config.capacity, cap_of(config))
         # What every draw would otherwise ask for anew.

@@ -18,7 +18,7 @@ from typing import Any
 
 import zmq
 
-from plr_client.address import MAX_IPC_PATH, MAX_PORT
+from plr_client.address import MAX_IPC_PATH, MAX_PORT, kinds
 from plr_client.errors import AddressTaken, ConfigError, ServerStartError
 
 
@@ -56,7 +56,7 @@ def listening(router: zmq.Socket[Any], address: str, *, insecure: bool = False) 
             )
         yield _bind(router, address)
     else:
-        raise ConfigError("bind", "ipc://PATH or tcp://HOST:PORT", repr(address))
+        raise ConfigError("bind", kinds(address), repr(address))
 
 
 def _bind(router: zmq.Socket[Any], address: str) -> str:

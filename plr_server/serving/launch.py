@@ -86,9 +86,10 @@ def launch(
         The server, with its `address`. It ends with the context, and when this process dies, however it dies.
 
     Raises:
-        ConfigError: a flag is no bool; the address is not one that may be served, or not without `keys` or `insecure`,
-            or with `allow_pickle`; there is no such way to sync; the keys cannot be read; or the strategy names a
-            function that the server cannot import. It looks in this process's working directory and on PYTHONPATH.
+        ConfigError: a flag is no bool, or a path none; the address is not one that may be served, or not without `keys`
+            or `insecure`, or with `allow_pickle`; there is no such way to sync; the keys cannot be read; or the
+            strategy names a function that the server cannot import. It looks in this process's working directory and on
+            PYTHONPATH.
         AddressTaken: something already listens there.
         StateDirTaken, StateDamaged, StateDiverged: the state directory cannot be gone on with.
         ServerStartError: the server did not start.
@@ -104,6 +105,9 @@ def launch(
     for name, said in flags.items():
         if not isinstance(said, bool):  # "no" would allow it
             raise ConfigError(name, "True or False", f"{said!r:.80}")
+    for name, where in {"address": address, "keys": keys, "state_dir": state_dir}.items():
+        if not isinstance(where, str | os.PathLike | None):
+            raise ConfigError(name, "a str or a path", f"{where!r:.80}")
     if fsync not in FSYNC:
         raise ConfigError("fsync", f"one of {', '.join(FSYNC)}", repr(fsync))
     if state_dir is None and (fsync != "interval" or take_over):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from plr_client.errors import ConfigError, PlrError, StateDiverged
+from plr_client.errors import ConfigError, PlrError, StateDiverged, counted
 from plr_server.curriculum.config import Config
 from plr_server.durability.records import COMMANDS, Kind, read_digest
 from plr_server.durability.recovery import History, Segment
@@ -39,7 +39,9 @@ def restart(dispatcher: Dispatcher, log: StateDir) -> None:
     """
     configs = {name: curriculum.config for name, curriculum in dispatcher.curricula.items()}
     history = log.history
-    if history.state is not None:
+    if history.state is None:
+        logger.info("the state directory is new")
+    else:
         _check_configs(configs_of(history), configs)
         try:
             replay(dispatcher, history)
@@ -53,6 +55,7 @@ def restart(dispatcher: Dispatcher, log: StateDir) -> None:
                 error.here,
             )
             replay(dispatcher, history, compare=False)
+        logger.info("the state directory goes on after %s", counted(log.sequence, "command"))
     text = json.dumps({name: config.to_dict() for name, config in configs.items()}, sort_keys=True)
     log.begin(dispatcher.state, text)
     dispatcher.write_to(log)

@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from plr_client import InvalidInput, LevelOutsideSpace, MissingField
+from plr_client import ConfigError, InvalidInput, LevelOutsideSpace, MissingField
 from plr_server import Config, Curriculum
 
 TRANSFORMS = ("rank", "power", "softmax", "constant", "max", "eps_greedy", "match", "match_rank")
@@ -37,6 +37,12 @@ def block(levels, dones, **fields):
     levels, dones = np.asarray(levels), np.asarray(dones, dtype=bool)
     like = np.zeros(levels.shape)
     return {"values": like, "rewards": like, "next_values": like[0], "levels": levels, "dones": dones, **fields}
+
+
+@pytest.mark.parametrize("config", [{"levels": 3}, None, range(3)])
+def test_it_is_made_from_a_configuration(config):
+    with pytest.raises(ConfigError, match=r"^config: expected a Config, got "):
+        Curriculum(config)
 
 
 class TestGoldenNumbers:

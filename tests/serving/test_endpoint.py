@@ -209,6 +209,12 @@ def test_an_address_of_another_machine_cannot_be_bound(router):
     )
 
 
+def test_a_scheme_that_was_forgotten_is_told(router):
+    assert refusal(router, "127.0.0.1:5555", ConfigError) == (
+        "bind: expected ipc://PATH or tcp://HOST:PORT, such as tcp://127.0.0.1:5555, got '127.0.0.1:5555'"
+    )
+
+
 @pytest.mark.parametrize("address", ["", "5555", "inproc://plr", "udp://127.0.0.1:5555", "/run/plr.sock"])
 def test_other_addresses(router, address):
     assert refusal(router, address, ConfigError) == f"bind: expected ipc://PATH or tcp://HOST:PORT, got {address!r}"

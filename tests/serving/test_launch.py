@@ -245,6 +245,8 @@ def test_a_forked_child_that_leaves_the_context_takes_nothing_from_its_parent():
     [
         ({"config": 3}, "config: expected a Config, or a dict from names to Configs, got 3"),
         ({"config": {"train": 3}}, "config: expected a Config, or a dict from names to Configs, got {'train': 3}"),
+        ({"config": Config(), "keys": 3}, "keys: expected a str or a path, got 3"),
+        ({"config": Config(), "address": 5555}, "address: expected a str or a path, got 5555"),
         ({"config": Config(), "insecure": "no"}, "insecure: expected True or False, got 'no'"),
         ({"config": Config(), "allow_pickle": "no"}, "allow_pickle: expected True or False, got 'no'"),
         ({"config": Config(), "state_dir": "x", "take_over": 0}, "take_over: expected True or False, got 0"),

@@ -461,6 +461,15 @@ def test_a_function_that_was_refused_is_not_in_the_journal(servers):
 # ---- real servers
 
 
+def test_a_start_says_whether_there_is_a_state_to_go_on_from(servers, caplog):
+    """So that a directory whose name was mistyped is noticed."""
+    caplog.set_level("INFO")
+    first = servers()
+    first.ask(faults.hello())
+    servers(path=shutil.copytree(first.path, first.path.with_name("copy")))
+    assert caplog.messages == ["the state directory is new", "the state directory goes on after 1 command"]
+
+
 def test_a_launched_server_goes_on_where_the_last_one_ended(tmp_path):
     config, folder = Config(levels=range(5), strategy="sequential"), tmp_path / "state"
     played = []

@@ -229,6 +229,17 @@ def test_a_server_that_is_not_there_is_waited_for_as_long_as_said(tmp_path: Path
         LevelReplay(LevelEnv(), f"ipc://{tmp_path}/plr.sock", timeout_s=0.0)
 
 
+@pytest.mark.parametrize("env", ["CartPole-v1", None, gym.make_vec("CartPole-v1", 2, vectorization_mode="sync")])
+def test_a_single_env_is_wrapped(address: str, env: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"^env: expected a single env \(LevelReplayVector is for a vector env\), "):
+        LevelReplay(env, address)
+
+
+def test_what_sets_the_level_is_a_function(address: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^set_level: expected a function of the env and the level, got 3$"):
+        LevelReplay(LevelEnv(), address, set_level=3)  # type: ignore[arg-type]
+
+
 def test_an_address_must_be_one() -> None:
     with pytest.raises(InvalidInput, match="address: expected ipc://PATH or tcp://HOST:PORT"):
         LevelReplay(LevelEnv(), "localhost:5555")

@@ -456,7 +456,7 @@ def test_final_obs_survives_the_masked_reset_of_an_env_that_reuses_two_arrays(ad
 def test_push_wants_the_steps_recorded(address: str) -> None:
     envs = build(address, sync_envs, NEXT_STEP, "bare")
     drive = Drive(envs)
-    with pytest.raises(InvalidInput, match=r"values: .*: 0 steps were recorded since the last push or full reset"):
+    with pytest.raises(InvalidInput, match=r"values: .* for 0 steps recorded since the last push or full reset"):
         envs.push(np.zeros((1, N)), np.zeros(N))
     for _ in range(5):
         drive.step()
@@ -469,13 +469,13 @@ def test_push_wants_the_steps_recorded(address: str) -> None:
     }.items():
         with pytest.raises(InvalidInput, match=rf"{name}: expected shape \(") as raised:
             envs.push(**{"values": good, "next_values": bootstrap, **arguments})
-        assert ("5 steps were recorded" in str(raised.value)) == (name != "next_values")
+        assert ("5 steps recorded" in str(raised.value)) == (name != "next_values")
     with pytest.raises(InvalidInput, match=r"values: .*nan"):
         envs.push(np.full((5, N), np.nan), bootstrap)
     with pytest.raises(MissingField, match="values"):
         envs.push(None, None)
     drive.push(final=False)  # refused pushes keep the rollout
-    with pytest.raises(InvalidInput, match="0 steps were recorded"):
+    with pytest.raises(InvalidInput, match="0 steps recorded"):
         envs.push(good, bootstrap)
     envs.close()
 
@@ -808,6 +808,11 @@ def test_resets_right_after_pushes_leave_no_wrong_score_and_hardly_a_column(
     assert all(name % n == env for block in columns for env, name in enumerate(block))
     names = {name for block in columns for name in block}
     assert n < len(names) <= (2 * n if levels == 40 else 8 * n)  # of 300 episodes that a reset cut after a push
+
+
+def test_a_vector_env_is_wrapped(address: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^envs: expected a vector env \(LevelReplay is for a single one\), got "):
+        LevelReplayVector(LevelEnv(), address)  # type: ignore[arg-type]
 
 
 def test_the_autoreset_mode_must_be_told(address: str) -> None:
