@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from plr_client import ConfigError, InvalidInput, LevelClient, MissingDependency, MissingField, Trainer
 from plr_client.protocol import DEFAULT_CURRICULUM
-from wrappers.foreign import SeedTable, drawn_seed, own_server, share
+from wrappers.foreign import SeedTable, config_of, drawn_seed, own_server, share
 
 if TYPE_CHECKING:
     from plr_server import Config
@@ -326,18 +326,16 @@ def _decay(section: Mapping[str, Any]) -> float:
 
 def _config(given: Mapping[str, Any], seeds: Sequence[int]) -> Config:
     """Returns the section in our words."""
-    from plr_server import Config  # noqa: PLC0415  a user of a running server need not import one
-
     if given["staleness_transform"] != "power":
         expected = "power, the paper's P_C"
         raise InvalidInput("level_replay.staleness_transform", expected, repr(given["staleness_transform"]))
     replay_prob = 1.0 - share("level_replay.nu", given["nu"]) if given["replay_schedule"] == "fixed" else 1.0
     fields = {field: given[key] for key, field in _FIELD_OF.items()}
+    words = {field: f"level_replay.{key}" for key, field in _FIELD_OF.items()} | {"levels": "seeds"}
     try:
-        return Config(levels=tuple(seeds), replay_prob=replay_prob, **fields)
+        return config_of(words, levels=tuple(seeds), replay_prob=replay_prob, **fields)
     except ConfigError as error:
-        names = {field: f"level_replay.{key}" for key, field in _FIELD_OF.items()} | {"levels": "seeds"}
-        raise InvalidInput(names[error.field], error.expected, error.got) from error
+        raise InvalidInput(*error.args) from error
 
 
 def _positive(num_actors: Any) -> int:

@@ -122,7 +122,9 @@ def own_server(owner: object, config: Config) -> tuple[str, Callable[[], object]
 
 
 def config_of(words: Mapping[str, str], **fields: Any) -> Config:
-    """Returns `Config(**fields)`, whose errors are in the caller's words.
+    """Returns `Config(**fields)`, whose errors are in the caller's words, without the fields that change nothing in it.
+
+    They are mostly the other library's defaults, and the server would warn of each.
 
     Args:
         words: the caller's word for a field, by the field's name, where it is another.
@@ -134,7 +136,8 @@ def config_of(words: Mapping[str, str], **fields: Any) -> Config:
     from plr_server import Config  # noqa: PLC0415  as above
 
     try:
-        return Config(**fields)
+        idle = Config(**fields).without_effect()
+        return Config(**{name: value for name, value in fields.items() if name not in idle})
     except ConfigError as error:
         raise ConfigError(words.get(error.field, error.field), error.expected, error.got) from error
 

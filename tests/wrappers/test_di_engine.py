@@ -219,6 +219,8 @@ def test_the_section_in_our_words():
         min_fill_ratio=0.2,
     )
     assert config_of({"nu": 0.2, "seed": 0}, [1]).replay_prob == 0.8
+    greedy = config_of({"score_transform": "eps_greedy", "eps": 0.1, "rho": 0.4, "seed": 0}, [1])
+    assert (greedy.transform, greedy.eps, greedy.min_fill_ratio) == ("eps_greedy", 0.1, 0.4)
     given = {"strategy": "gae", "replay_schedule": "proportionate", "score_transform": "power", "temperature": 0.3}
     given |= {"eps": 0.1, "rho": 0.4, "nu": 0.9, "alpha": 0.7, "staleness_coef": 0.6, "staleness_temperature": 2.0}
     assert config_of(given | {"seed": 3}, [7, 5]) == Config(
@@ -226,9 +228,7 @@ def test_the_section_in_our_words():
         strategy="gae",
         replay_schedule="proportionate",
         transform="power",
-        temperature=0.3,
-        eps=0.1,
-        min_fill_ratio=0.4,
+        temperature=0.3,  # and neither eps nor min_fill_ratio, which change nothing here
         replay_prob=1.0,
         alpha=0.7,
         staleness_coef=0.6,
