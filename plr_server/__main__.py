@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plr_client.address import MAX_PORT
-from plr_client.errors import ConfigError, PlrError
+from plr_client.errors import ConfigError, PlrError, counted
 from plr_client.protocol import DEFAULT_CURRICULUM, MAX_FRAME_BYTES
 from plr_client.trainer import Trainer
 from plr_server.curriculum.config import Config, named_configs
@@ -512,7 +512,7 @@ def _state_dir(options: argparse.Namespace) -> StateDir | None:
 def _levels(config: Config) -> str:
     if isinstance(config.levels, str):
         return f"{config.levels}, capacity {config.capacity}"
-    return f"{len(config.levels)} levels"
+    return counted(len(config.levels), "level")
 
 
 def _configs(options: argparse.Namespace) -> dict[str, Config]:
@@ -593,7 +593,7 @@ def _replay(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"commands": until, "curricula": stats}))
     else:
-        print(f"after {until} of {end} commands")
+        print(f"after {until} of {counted(end, 'command')}")
         for name, each in stats.items():
             print(f"{name}:\n{table(each)}")
     return 0

@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from plr_client.errors import InvalidInput
+from plr_client.errors import InvalidInput, counted
 
 Env = gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 Digest = Any  # of hashlib, which does not name its type
@@ -70,13 +70,14 @@ class Report:
     def text(self) -> str:
         """Returns the report for people, a line for each thing that was looked at."""
         found = {finding.what: finding for finding in self.findings}
-        lines = [f"{self.num_levels} levels, up to {self.max_steps} steps each, three times under the same actions"]
+        levels, steps = counted(self.num_levels, "level"), counted(self.max_steps, "step")
+        lines = [f"{levels}, up to {steps} each, three times under the same actions"]
         for what, label, good, bad in _LINES:
             said = good
             if what == "leak" and found.keys() & _REPEATS:
                 said = "cannot be told of an env that does not repeat"
             elif what in found:
-                said = f"{bad}, on {found[what].levels} of {self.num_levels} levels; first: {found[what].first}"
+                said = f"{bad}, on {found[what].levels} of {levels}; first: {found[what].first}"
             elif "raised" in found and what != "raised":
                 said += ", where it did not raise"
             lines.append(f"  {label:21}{said}")

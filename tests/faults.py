@@ -27,7 +27,7 @@ from plr_server.durability.records import read_origin, read_records
 from plr_server.durability.recovery import generations
 
 DEADLINE_S = 30.0
-READY = re.compile(r"plr-server ready at (\S+) \((\d+) levels, (\w+), (\w+)\)\n")
+READY = re.compile(r"plr-server ready at (\S+) \((\d+) levels?, (\w+), (\w+)\)\n")
 
 
 def eventually(holds, what, timeout_s=DEADLINE_S):

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plr_client import InvalidInput, Trainer
 from plr_client.address import Address
-from plr_client.errors import needed
+from plr_client.errors import counted, needed
 from plr_client.keys import KeyFile
 from plr_client.protocol import DEFAULT_CURRICULUM
 from wrappers.env import LevelSource, told
@@ -270,7 +270,8 @@ class LevelReplayParallel(BaseParallelWrapper):
         if not isinstance(given, Mapping):
             array = np.asarray(given)
             if array.shape[:2] != read.shape:
-                expected = f"shape {read.shape}, of {len(read)} steps and {len(self._columns)} possible agents"
+                steps, agents = counted(len(read), "step"), counted(len(self._columns), "possible agent")
+                expected = f"shape {read.shape}, of {steps} and {agents}"
                 raise InvalidInput(name, expected, f"shape {array.shape}")
             return np.where(read.reshape(*read.shape, *[1] * (array.ndim - 2)), array, 0)
         for agent in given.keys() - self._columns.keys():

@@ -20,6 +20,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from plr_client import InvalidInput, MissingDependency
+from plr_client.errors import counted
 
 LEVEL_END = 2**31 - 1  # levels are [0, LEVEL_END): the engine draws below an exclusive int32 bound
 
@@ -209,7 +210,7 @@ class ProcgenVector(VectorEnv[Frames, NDArray[np.integer[Any]], NDArray[Any]]):
         seeds = [None] * self.num_envs if seed is None else seed
         if not isinstance(seeds, Sequence | np.ndarray) or len(seeds) != self.num_envs:
             got = f"{len(seeds)}" if isinstance(seeds, Sequence | np.ndarray) else repr(seeds)
-            raise InvalidInput("seed", f"an int, or {self.num_envs} levels, one for each env", got)
+            raise InvalidInput("seed", f"an int, or {counted(self.num_envs, 'level')}, one for each env", got)
         chosen = {env: _level(f"seed[{env}]", seeds[env]) for env in envs if seeds[env] is not None}
         return {env: chosen[env] if env in chosen else int(self.np_random.integers(LEVEL_END)) for env in envs}
 

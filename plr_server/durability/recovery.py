@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plr_client.errors import StateDamaged
+from plr_client.errors import StateDamaged, counted
 from plr_server.durability import files
 from plr_server.durability.records import Link, Origin, Record, Tail, read_origin, read_records, tail_of
 from plr_server.durability.snapshot import read_snapshot
@@ -118,7 +118,9 @@ class History:
         """Returns what is there, for people and for JSON."""
         return {
             "epoch": self.epoch,
-            "snapshot": f"of the state after {self.begin.sequence} commands" if self.state is not None else "none",
+            "snapshot": f"of the state after {counted(self.begin.sequence, 'command')}"
+            if self.state is not None
+            else "none",
             "commands": self.end.sequence,
             "journals": [
                 {
@@ -228,4 +230,4 @@ def config_digest(config: str) -> str:
 
 
 def _at_least(commands: int) -> str:
-    return "at least 1 command" if commands <= 1 else f"at least {commands} commands"
+    return f"at least {counted(max(commands, 1), 'command')}"

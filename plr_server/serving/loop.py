@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from plr_client.errors import ConfigError, PlrError
+from plr_client.errors import ConfigError, PlrError, counted
 from plr_client.protocol import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Frames, encode_notice, request_id
 from plr_server.curriculum.state_machine import Curriculum
 from plr_server.durability.state_dir import StateDir
@@ -111,7 +111,7 @@ def serve(
             loop.admit(pair.clients)
         ready(bound)
         loop.run(parent_pid)
-        logger.info("stopping: telling %d sessions", len(dispatcher.sessions))
+        logger.info("stopping: telling %s", counted(len(dispatcher.sessions), "session"))
         loop.tell_closing()
 
 
