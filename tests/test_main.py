@@ -265,6 +265,11 @@ def test_a_preset_is_served(ipc):
         assert server.ready == f"plr-server ready at {ipc} (7 levels, learnability, power)\n"
 
 
+def test_one_level_is_no_levels(ipc):
+    with faults.daemon(ipc, "--levels", "7,") as server:
+        assert server.ready == f"plr-server ready at {ipc} (1 level, value_l1, rank)\n"
+
+
 def test_the_ready_line_names_the_real_port():
     with faults.daemon("tcp://127.0.0.1:0") as server:
         assert int(server.address.rpartition(":")[2]) > 0

@@ -116,11 +116,10 @@ class History:
 
     def report(self) -> dict[str, Any]:
         """Returns what is there, for people and for JSON."""
+        after = f"of the state after {counted(self.begin.sequence, 'command')}"
         return {
             "epoch": self.epoch,
-            "snapshot": f"of the state after {counted(self.begin.sequence, 'command')}"
-            if self.state is not None
-            else "none",
+            "snapshot": "none" if self.state is None else after,
             "commands": self.end.sequence,
             "journals": [
                 {
