@@ -390,12 +390,14 @@ class StateDir:
         journal = self._new_journal(link)
         try:
             write_snapshot(snapshot_path(self._path, self._generation), self._body(link, state))
+            self._owner.check()
+        except StateDirTaken:  # from now on nothing in it is ours
+            journal.close()
+            raise
         except BaseException:
             journal.close()
-            files.unlink(journal.path)
-            self._generation -= 1
+            self._withdraw()
             raise
-        self._owner.check()
         self._journal, self._synced, self._since = journal, self.sequence, self.sequence
         was_behind, self._behind = self._behind is not None, None
         self._wanted, self._spare = False, state
@@ -405,6 +407,25 @@ class StateDir:
         self._remove_before(self._generation)
         if was_behind:
             self._say_written()
+
+    def _withdraw(self) -> None:
+        """Takes back a generation that could not be begun, for the older journal may go on.
+
+        A snapshot of it that came back after a loss of power would hide what that journal takes from now on, and one
+        that came back without its journal would look like damage: so the snapshot goes first, for good. Where it is not
+        known to be gone, the older journal is over.
+        """
+        snapshot = snapshot_path(self._path, self._generation)
+        try:
+            if snapshot.name in files.names(self._path):
+                files.unlink(snapshot)
+            files.sync_folder(self._path)
+        except OSError as exc:
+            self._fall_behind(exc)
+            return
+        with contextlib.suppress(OSError):  # an empty journal is passed over
+            files.unlink(journal_path(self._path, self._generation))
+            self._generation -= 1
 
     def _new_journal(self, after: Link) -> Journal:
         """Begins a journal of the next number that is free.

@@ -212,14 +212,16 @@ class Judge:
 
     def at_the_end(self):
         """Every operation that was answered is in the history once, in an order that respects time."""
-        history, places = self.history, {}
+        history, all_places = self.history, {}
         for place, command in enumerate(history):
             operation = self.operations.get(command.number)
             if operation is not None:
-                again = places.get(operation.number)
-                harmless = again is not None and operation.op == "next" and history[again].begun != command.begun
-                require(again is None or harmless, "applied twice", operation)
-                places[operation.number] = place
+                earlier = all_places.setdefault(operation.number, [])
+                # A session that was forgotten took its levels with it: whoever comes back to it draws again.
+                is_drawn_again = operation.op == "next" and command.begun not in [history[at].begun for at in earlier]
+                require(not earlier or is_drawn_again, "applied twice", operation)
+                earlier.append(place)
+        places = {number: at[0] for number, at in all_places.items()}
         last_of_client, latest = {}, [-1]
         for operation in self._answered:
             place = places.get(operation.number, -1)
