@@ -21,7 +21,7 @@ LEVELS = 6
 COLUMNS = 1
 READS = ("counters", "scores", "weights")
 PUSHES = ("push", "push_step", "push_scores")
-OPS = ("next", *PUSHES, "insert", *READS, "save")
+OPS = ("next", *PUSHES, "insert", *READS, "save", "save")
 
 
 class Client:

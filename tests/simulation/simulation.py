@@ -28,20 +28,7 @@ AFTER_RESTART_S = 60.0  # instead of an hour
 LATEST_S = 6.0  # that a message comes
 VERY_LATE_S = 30.0  # that a copy of a request comes
 LOOKS_EVERY_S = 1.0
-MAY_FAIL = (
-    "sync",
-    "sync",
-    "sync",
-    "unlink",
-    "unlink",
-    "sync_folder",
-    "write",
-    "truncate",
-    "rename",
-    "link",
-    "open_new",
-    "read",
-)
+MAY_FAIL = (*["sync", "sync_folder"] * 3, "unlink", "unlink", "write", "truncate", "rename", "link", "open_new", "read")
 END_S = 200.0  # of the troubles
 STUCK_S = 1500.0
 
