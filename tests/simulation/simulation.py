@@ -295,7 +295,7 @@ def installed(world):
         "ThreadPoolExecutor": None,
     }
     before = [(state_dir, name, getattr(state_dir, name)) for name in constants]
-    before += [(logging.root.manager, "disable", logging.root.manager.disable)]
+    logged = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     before += [(loop, name, getattr(loop, name)) for name in ("time", "RETURN_WITHIN_S", "AFTER_RESTART_S")]
     before += [(exchange, "REMEMBERED_S", exchange.REMEMBERED_S)]
@@ -309,3 +309,4 @@ def installed(world):
     finally:
         for module, name, value in before:
             setattr(module, name, value)
+        logging.disable(logged)  # and loggers look again what they are to tell
