@@ -459,17 +459,28 @@ class StateDir:
         return pack({"epoch": self.epoch, "runs": self.runs, "link": link, "state": state})
 
     def _remove_before(self, generation: int) -> None:
-        """Removes what an older generation has left; what could not be trusted is kept under another name."""
+        """Removes what an older generation has left; what could not be trusted is kept under another name.
+
+        What cannot be removed is in nobody's way: the next generation tries again.
+
+        Raises:
+            OSError: what could not be trusted cannot be kept.
+        """
         damaged = self.history.damaged
-        for what in ("journal", "snapshot"):
-            for number, path in generations(self._path, what).items():
-                if number >= generation:
-                    break
-                if damaged and number <= self.history.generation:
-                    files.rename(path, path.with_name(path.name + BROKEN))
-                else:
-                    files.unlink(path)
-        files.sync_folder(self._path)
+        try:
+            for what in ("journal", "snapshot"):
+                for number, path in generations(self._path, what).items():
+                    if number >= generation:
+                        break
+                    if damaged and number <= self.history.generation:
+                        files.rename(path, path.with_name(path.name + BROKEN))
+                    else:
+                        files.unlink(path)
+            files.sync_folder(self._path)
+        except OSError as exc:
+            if damaged:
+                raise
+            logger.warning("older files in %s could not be removed, the next snapshot tries again: %s", self._path, exc)
 
     def _sync_failed(self, exc: OSError) -> None:
         logger.error("the journal in %s is over, a snapshot is written to new files: %s", self._path, exc)

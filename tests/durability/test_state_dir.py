@@ -369,6 +369,28 @@ def test_what_a_failed_save_took_away_may_come_back_in_part(folder, open_server,
             assert readable(left) == server.commands
 
 
+def test_a_removal_that_fails_refuses_nothing_and_is_tried_again(folder, open_server, monkeypatch):
+    server = open_server()
+    server.do("before")
+
+    unlink = Path.unlink
+
+    def refused(path, **named):
+        if path.suffix == ".plr":
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(path, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        server.dir.save()  # its new files are good
+    assert len(generations(folder, "journal")) == len(generations(folder, "snapshot")) == 2
+    server.do("after")
+    assert readable(crashed(folder)) == server.commands
+    server.dir.save()
+    assert len(generations(folder, "journal")) == len(generations(folder, "snapshot")) == 1
+    assert readable(crashed(folder, "again")) == server.commands
+
+
 def test_a_journal_that_was_begun_and_never_used_is_passed_over(folder, open_server, monkeypatch, at_once):  # noqa: ARG001
     """The system's crash has brought back what a cut that failed had taken away again."""
     monkeypatch.setattr(module, "SNAPSHOT_AFTER_COMMANDS", 3)
