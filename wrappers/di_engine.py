@@ -81,7 +81,7 @@ class LevelSampler(SeedTable):
         ServerUnreachable: no reply from the running server.
         ServerStartError: no server could be started.
 
-    Source: arXiv 2010.03934, table 1 and appendix B. docs/di_engine.md lists the differences to DI-engine 0.5.3.
+    Source: arXiv 2010.03934, table 1. docs/di_engine.md lists the differences to DI-engine 0.5.3.
 
     >>> import contextlib
     >>> cfg = {"strategy": "min_margin", "temperature": 0.1}

@@ -50,8 +50,8 @@ class Config:
         ConfigError: a field is not what it must be.
         TypeError: there is no such field, as for every dataclass.
 
-    Source: arXiv 2010.03934, section 4 and appendix B (defaults); arXiv 2110.02439 (`robust`); `window` 10 as in
-    the authors' code of arXiv 1707.00183: short enough to follow a changing policy, a success rate in steps of a tenth.
+    Source: arXiv 2010.03934, section 3 and table 3 (defaults); arXiv 2110.02439 (`robust`); `window` 10 as in the
+    authors' code of arXiv 1707.00183: short enough to follow a changing policy, a success rate in steps of a tenth.
 
     >>> Config(levels="0:200", temperature=0.3).levels
     range(0, 200)

@@ -37,7 +37,7 @@ _ROBUST: dict[str, Any] = {
 PRESETS: dict[str, Preset] = {
     "paper-procgen": Preset(
         {"strategy": "value_l1", "transform": "rank", "temperature": 0.1, "staleness_coef": 0.1},
-        "arXiv 2010.03934, appendix B",
+        "arXiv 2010.03934, appendix A",
         "the same with staleness_coef 0.3 was at or below uniform levels on all MiniGrid tasks of a pilot",
     ),
     "learnability": Preset(
