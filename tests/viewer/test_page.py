@@ -412,7 +412,7 @@ def test_what_the_server_is_asked_for(run, visit):
         "rows => rows.map((row) => [row.dataset.op, row.cells[4].innerText])"
     )
     assert {op: int(errors) for op, errors in told}.items() <= {op: of["errors"] for op, of in asked.items()}.items()
-    assert re.search(r"[\d.]+ requests a second, 0 refused", page.page.locator("#server-note").inner_text())
+    assert re.search(r"[\d.]+ requests? a second, 0 refused", page.page.locator("#server-note").inner_text())
 
 
 # ---- that it lives
@@ -423,11 +423,18 @@ def test_updates_arrive_by_themselves(ipc, visit):
         page = visit(url)
         page.await_text("#verdict", "Nobody has asked for a level yet")
         with LevelClient(server.address) as client, Trainer(server.address) as trainer:
+            client.next(1)
+            page.await_text("[data-tile=sessions]", "1 level in flight")
+            assert page.tile("most_in_flight") == ("1", "at most; 1 is played")
+            assert page.tile("replay_share")[1] == "of 1 draw"
             client.next(5)
             page.await_text("[data-tile=sessions]", "5 levels in flight")
             page.await_text("#verdict", "Levels are played, but none has a score yet")
             trainer.push_scores([3], [0.25])
             page.page.wait_for_selector("tr[data-level='3']")
+            assert page.caption("spread").startswith("As spread out as 1 equally likely level; ")
+            assert page.caption("mass") == "1 of 1 seen level takes 90 % of the replays."
+            assert page.page.locator("#levels-note").inner_text().startswith("1 seen level. ")
             page.await_text("[data-tile=sessions]", "Clients\n2")
 
 

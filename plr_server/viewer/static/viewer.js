@@ -23,6 +23,12 @@ function number(value) {
   return Math.abs(value) >= 1000 ? whole.format(Math.round(value)) : short.format(value);
 }
 
+/** How many of something there are, in words that agree; what takes more than an s is given as two. */
+function counted(value, one, several = `${one}s`) {
+  const text = number(value);
+  return `${text} ${text === "1" ? one : several}`;
+}
+
 function percent(share) {
   if (share === null || share === undefined || Number.isNaN(share)) return "–";
   if (share > 0 && share < 1e-5) return "<0.001 %";
@@ -110,7 +116,7 @@ const CHARTS = [
   {
     id: "spread",
     title: "How many levels does it play?",
-    answer: (now) => `As spread out as ${number(now.summary.effective_levels)} equally likely levels; ` +
+    answer: (now) => `As spread out as ${counted(now.summary.effective_levels, "equally likely level")}; ` +
       `${percent(now.counters.levels_seen / now.counters.levels)} of the levels are seen.`,
     series: [line("effective levels", "--accent"), line("seen share", "--second", { scale: "share", ...asPercent })],
     share: "right",
@@ -146,8 +152,8 @@ const CHARTS = [
   {
     id: "mass",
     title: "Which levels does it play?",
-    answer: (now) => `${number(now.summary.most_mass_levels)} of ${number(now.counters.levels_seen)} seen levels take ` +
-      "90 % of the replays.",
+    answer: (now) => `${number(now.summary.most_mass_levels)} of ${counted(now.counters.levels_seen, "seen level")} ` +
+      `${now.summary.most_mass_levels === 1 ? "takes" : "take"} 90 % of the replays.`,
     scale: "replays of these levels; bottom to top: along the level space",
     scaleByGroup: "replays of this group",
     heat: (h, now) => ({
@@ -206,7 +212,7 @@ const CHARTS = [
   {
     id: "replays",
     title: "How much is replayed?",
-    answer: (now) => `${percent(now.counters.replays / now.counters.draws)} of ${number(now.counters.draws)} draws ` +
+    answer: (now) => `${percent(now.counters.replays / now.counters.draws)} of ${counted(now.counters.draws, "draw")} ` +
       "replayed a level.",
     small: true,
     series: [line("replay share", "--accent", { scale: "share", ...asPercent })],
@@ -219,7 +225,7 @@ const CHARTS = [
   {
     id: "staleness",
     title: "How old are the scores?",
-    answer: (now) => `Half of the seen levels were drawn in the last ${number(now.summary.staleness_q50)} draws.`,
+    answer: (now) => `Half of the seen levels were drawn in the last ${counted(now.summary.staleness_q50, "draw")}.`,
     small: true,
     series: [
       line("oldest", "--muted", { width: 1 }), line("90 %", "--second"), line("half", "--accent"),
@@ -229,7 +235,7 @@ const CHARTS = [
   {
     id: "throughput",
     title: "Is it busy?",
-    answer: (now) => `${number(now.rates.draws)} draws and ${number(now.rates.pushes)} pushes a second.`,
+    answer: (now) => `${counted(now.rates.draws, "draw")} and ${counted(now.rates.pushes, "push", "pushes")} a second.`,
     small: true,
     series: [line("draws/s", "--accent"), line("pushes/s", "--second", { scale: "second" })],
     data: (h) => [rates(h, "draws"), rates(h, "pushes")],
@@ -408,7 +414,7 @@ function showCurricula() {
     const { counters, summary, verdict } = shown.curricula[name];
     button.setAttribute("aria-current", name === selected);
     button.dataset.kind = verdict?.[0].kind ?? "note";
-    const effective = counters ? `${number(summary.effective_levels)} effective levels` : "";
+    const effective = counters ? counted(summary.effective_levels, "effective level") : "";
     button.replaceChildren(make("strong", {}, name, make("span", {}, effective)),
       make("span", {}, verdict?.[0].text ?? "not read yet"));
   }
@@ -441,20 +447,20 @@ function tiles({ counters: c, rates: r, summary: s }) {
     ["effective_levels", "Effective levels", number(s.effective_levels), `of ${number(c.levels_seen)} seen`],
     ["levels_seen", "Levels seen", percent(c.levels_seen / c.levels), `${number(c.levels_seen)} of ${number(c.levels)}`],
     ["drawn_score", "Replayed score", number(s.drawn_score), `uniform ${number(s.table_score)}`],
-    ["replay_share", "Replay share", percent(c.draws ? c.replays / c.draws : null), `of ${number(c.draws)} draws`],
+    ["replay_share", "Replay share", percent(c.draws ? c.replays / c.draws : null), `of ${counted(c.draws, "draw")}`],
     ["staleness", "Staleness", number(s.staleness_q50), `90 % below ${number(s.staleness_q90)}`],
     ["score_age", "Score age", number(s.score_age), "draws, at a replay"],
     ...(s.mean_return == null ? [] : [["mean_return", "Last return", number(s.mean_return), "mean of the levels"]]),
-    ["draws_per_s", "Draws/s", number(r.draws), `${number(r.episodes)} episodes/s`],
-    ["pushes_per_s", "Pushes/s", number(r.pushes), `${number(r.steps)} steps/s`],
-    ["sessions", "Clients", number(c.sessions), `${number(c.in_flight)} levels in flight`],
-    ["most_in_flight", "On one level", number(c.most_in_flight), `at most; ${number(c.levels_in_flight)} are played`],
+    ["draws_per_s", "Draws/s", number(r.draws), `${counted(r.episodes, "episode")}/s`],
+    ["pushes_per_s", "Pushes/s", number(r.pushes), `${counted(r.steps, "step")}/s`],
+    ["sessions", "Clients", number(c.sessions), `${counted(c.in_flight, "level")} in flight`],
+    ["most_in_flight", "On one level", number(c.most_in_flight), `at most; ${counted(c.levels_in_flight, "is", "are")} played`],
     ...(c.prefetched || c.prefetch_lag_pushes
-      ? [["prefetched", "Asked ahead", number(c.prefetched), `${number(c.prefetch_lag_pushes)} pushes old`]] : []),
+      ? [["prefetched", "Asked ahead", number(c.prefetched), `${counted(c.prefetch_lag_pushes, "push", "pushes")} old`]] : []),
     ...(c.entered ? [["entered", "Entered the table", number(c.entered),
       `${number(c.evicted)} left, ${number(c.rejected)} turned away`]] : []),
     ...(c.commands === undefined ? [] : [
-      ["durable", "Not yet durable", number(c.commands - c.durable_commands), `of ${number(c.commands)} commands`],
+      ["durable", "Not yet durable", number(c.commands - c.durable_commands), `of ${counted(c.commands, "command")}`],
       ["journal", "Journal", size(c.journal_bytes), `snapshot ${duration(c.snapshot_age_s)} ago`],
     ]),
   ];
@@ -574,7 +580,7 @@ async function showLevels() {
       make("td", key === "weight" ? { class: "chance" } : {}, cell(row, most))))));
   if (focused !== undefined) document.querySelector(`#rows tr[data-level="${focused}"] button`)?.focus();
   const note = found.rows.length < found.total
-    ? `${number(found.rows.length)} of ${number(found.total)} seen levels. ` : `${number(found.total)} seen levels. `;
+    ? `${number(found.rows.length)} of ${counted(found.total, "seen level")}. ` : `${counted(found.total, "seen level")}. `;
   $("levels-note").replaceChildren(note, "The chance of being replayed next:",
     make("span", { class: "key by-score" }), "by score", make("span", { class: "key by-staleness" }), "by staleness");
 }
@@ -604,8 +610,8 @@ async function showLevel(level) {
   const facts = [];
   if (of.row) {
     facts.push(`rank ${number(of.row.rank)}`, `score ${number(of.row.score)}`, `P_replay ${percent(of.row.weight)}`,
-      `played ${number(of.row.plays)} times`, `last return ${number(of.row.last_return)}`);
-    if (of.row.since_played !== null) facts.push(`its score is ${number(of.row.since_played)} draws old`);
+      `played ${counted(of.row.plays, "time")}`, `last return ${number(of.row.last_return)}`);
+    if (of.row.since_played !== null) facts.push(`its score is ${counted(of.row.since_played, "draw")} old`);
   } else facts.push("not in the table, or not seen yet");
   if (of.group) facts.unshift(of.group);
   panel.hidden = false;
@@ -666,7 +672,7 @@ function showRequests() {
   $("server").hidden = !asked.length;
   const now = shown.lost_s === null ? asked : [];
   const errors = asked.reduce((sum, { errors: of }) => sum + of, 0);
-  $("server-note").textContent = `${number(now.reduce((sum, { per_s: of }) => sum + of, 0))} requests a second, ` +
+  $("server-note").textContent = `${counted(now.reduce((sum, { per_s: of }) => sum + of, 0), "request")} a second, ` +
     `${number(errors)} refused since it was started. The times are those of the last seconds, without waiting.`;
   $("requests").replaceChildren(...asked.map((of) => make("tr", { "data-op": of.op },
     ...[of.op, number(of.per_s), under(of.p50_s), under(of.p99_s), number(of.errors)]
