@@ -94,8 +94,9 @@ class Journal:
         Raises:
             OSError: it may not be there, and this journal is over.
         """
-        if self.failed is not None:
-            raise self.failed
+        if self._syncing is not None:
+            self._syncing[1].exception()  # the system tells of a failure once: one of two would not hear of it
+        self.look()
         sequence = self.link.sequence
         try:
             self._sync()

@@ -748,6 +748,27 @@ def test_a_sync_that_failed_is_never_tried_again_on_that_file(folder, open_serve
     assert recovered(folder) == ["first", "second"]
 
 
+def test_a_sync_that_failed_in_the_background_is_not_made_good_by_one_in_the_foreground(
+    folder, open_server, monkeypatch
+):
+    """The system tells of a failure once: the next sync of that file says that all is well."""
+    monkeypatch.setattr(module, "SNAPSHOT_AFTER_COMMANDS", 0)
+    server = open_server(fsync="always")
+    server.do("first")
+    old, synced = only_journal(folder).stat().st_ino, []
+
+    def fails_once(file):
+        synced.append(os.fstat(file).st_ino)
+        if len(synced) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", fails_once)
+    server.dir.look_after()  # a snapshot is due: what has piled up is synced in the background first
+    assert server.dir.commit()
+    assert synced == [old]
+    assert read_history(folder).state == ["first"]
+
+
 def test_replies_wait_while_neither_the_old_file_nor_a_new_one_can_be_synced(folder, open_server, monkeypatch):
     monkeypatch.setattr(module, "RETRY_AFTER_S", 0.0)
     server = open_server(fsync="always")
