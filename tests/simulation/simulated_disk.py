@@ -60,6 +60,7 @@ class SimulatedDisk:
         crash_in: after how many calls the server's process ends; None for never.
         full: there is no space: writes end early, new files cannot be made.
         failing: calls that fail, each with this probability.
+        failing_once: calls that fail the next time.
         lies: a sync says that it was done, and does nothing.
         may_look_damaged: a loss of power has left what no tear explains: a hole with whole records after it, or less
             than a sync had said.
@@ -70,7 +71,7 @@ class SimulatedDisk:
         self.rng = rng
         self.crash_in = None
         self.full = self.lies = self.may_look_damaged = False
-        self.failing = {}
+        self.failing, self.failing_once = {}, set()
         self._dead = False
         self._entries, self._synced_entries, self._changes = {}, {}, []
         self._open, self._num_opened = {}, 0
@@ -180,7 +181,9 @@ class SimulatedDisk:
             if self.crash_in < 0:
                 self._dead = True
                 raise Crash
-        if self.failing and self.rng.random() < self.failing.get(name, 0.0):
+        fails = name in self.failing_once or (self.failing and self.rng.random() < self.failing.get(name, 0.0))
+        self.failing_once.discard(name)
+        if fails:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def _change(self, entries):

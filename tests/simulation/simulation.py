@@ -114,6 +114,9 @@ class World:
             failing = {name: rng.choice((0.2, 1.0)) for name in rng.sample(MAY_FAIL, rng.randrange(1, 5))}
             self.after(begin_s, self._set, "failing", failing)
             self.after(end_s, self._set, "failing", {})
+        elif rng.random() < 0.4:
+            for _ in range(rng.randrange(1, 8)):
+                self.after(rng.random() * 10.0, self._fail_once, rng.choice(MAY_FAIL))
         elif rng.random() < 0.1:
             self.disk.lies = self.judge.disk_lied = True
         for _ in range(rng.choice((0, 1, 1, 2, 3))):
@@ -129,6 +132,9 @@ class World:
 
     def _set(self, what, value):
         setattr(self.disk, what, value)
+
+    def _fail_once(self, name):
+        self.disk.failing_once.add(name)
 
     def _crash_soon(self, num_calls):
         self.disk.crash_in = num_calls
@@ -151,6 +157,7 @@ class World:
 
     def troubles_end(self):
         self.disk.full, self.disk.failing, self.disk.crash_in = False, {}, None
+        self.disk.failing_once.clear()
         self._loses = self._doubles = 0.0
         for client in self.clients:
             client.cut_off = False
