@@ -36,6 +36,7 @@ FORMAT = 1
 _HEADER = struct.Struct("<4sBBHQQQI")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CRC.size
+SEARCHES = 16  # times its length is what a tail may cost to search; records that were written cost it about once
 
 
 class Kind(enum.IntEnum):
@@ -165,18 +166,27 @@ def read_origin(data: Any) -> tuple[Origin, Record] | None:
 
 def read_record(data: memoryview, at: int, salt: int) -> Record | None:
     """Reads the record that begins at a place; None where none does, or its checksum is wrong."""
-    begin = at + HEADER_BYTES
-    if begin > len(data):
+    end = _end_of(data, at)
+    if end is None:
         return None
-    magic, version, kind, zero, length, sequence, synced, previous = _HEADER.unpack_from(data, at)
-    end = begin + length
-    if magic != MAGIC or version != FORMAT or kind not in _KINDS or zero or end > len(data):
-        return None
+    _, _, kind, _, _, sequence, synced, previous = _HEADER.unpack_from(data, at)
     (crc,) = _CRC.unpack_from(data, at + _HEADER.size)
-    payload = data[begin:end]
+    payload = data[at + HEADER_BYTES : end]
     if zlib.crc32(payload, zlib.crc32(data[at : at + _HEADER.size], salt)) != crc:
         return None
     return Record(Kind(kind), sequence, synced, previous, crc, payload, end)
+
+
+def _end_of(data: memoryview, at: int) -> int | None:
+    """Returns where a record would end that begins at a place; None where none does, whatever its checksum."""
+    begin = at + HEADER_BYTES
+    if begin > len(data):
+        return None
+    magic, version, kind, zero, length, _, _, _ = _HEADER.unpack_from(data, at)
+    end: int = begin + length
+    if magic != MAGIC or version != FORMAT or kind not in _KINDS or zero or end > len(data):
+        return None
+    return end
 
 
 def read_records(data: memoryview, first: Record, salt: int) -> Iterator[Record]:
@@ -196,6 +206,8 @@ def tail_of(data: memoryview, last: Record, salt: int, *, synced: int, is_last: 
     """Judges what follows the last trusted record of a segment.
 
     It is torn only in the last segment, where no valid record follows and what is missing was never known to be synced.
+    A payload can hold headers without end, each of which would have to be followed through the rest of the file. No
+    server writes such by itself; where they are too many, nobody can tell, and that counts as damage.
 
     Args:
         data: the segment.
@@ -205,19 +217,24 @@ def tail_of(data: memoryview, last: Record, salt: int, *, synced: int, is_last: 
         is_last: no commands follow in another segment.
     """
     link, rest = last.link, len(data) - last.end
-    highest, stray = link.sequence, None
-    at = last.end
-    while (at := bytes_find(data, MAGIC, at)) >= 0:
-        record = read_record(data, at, salt)
-        if record is None:
-            at += 1
+    highest, stray, end, left = link.sequence, None, last.end, SEARCHES * rest
+    for at in _places(data, MAGIC, last.end):
+        claimed = _end_of(data, at) if at >= end else None  # what is within a record is no other
+        if claimed is None:
             continue
-        stray = at if stray is None else stray
-        highest, synced, at = max(highest, record.sequence), max(synced, record.synced), record.end
+        left -= claimed - at
+        if left < 0:
+            break
+        record = read_record(data, at, salt)
+        if record is not None:
+            stray = at if stray is None else stray
+            highest, synced, end = max(highest, record.sequence), max(synced, record.synced), record.end
     at_stake = max(highest, synced) - link.sequence
     damage = None
     if stray is not None:
         damage = f"it does not read on at byte {last.end}, yet valid records follow at byte {stray}"
+    elif left < 0:
+        damage = f"it does not read on at byte {last.end}, and too much of what follows looks like records to check it"
     elif synced > link.sequence:
         damage = f"it ends at command {link.sequence}, yet all up to command {synced} were on the disk"
     elif rest and not is_last:
@@ -225,12 +242,12 @@ def tail_of(data: memoryview, last: Record, salt: int, *, synced: int, is_last: 
     return Tail(last.end, link, synced, rest, damage, at_stake)
 
 
-def bytes_find(data: memoryview, what: bytes, begin: int) -> int:
-    """Returns where `what` next is at or after `begin`, -1 for nowhere; without copying more than a piece at a time."""
+def _places(data: memoryview, what: bytes, begin: int) -> Iterator[int]:
+    """Yields where `what` is at or after `begin`; copies each piece of the data once, and one piece at a time."""
     piece = 1 << 20
-    while begin < len(data):
-        found = bytes(data[begin : begin + piece + len(what) - 1]).find(what)
-        if found >= 0:
-            return begin + found
-        begin += piece
-    return -1
+    for first in range(begin, len(data), piece):
+        copied = bytes(data[first : first + piece + len(what) - 1])
+        at = copied.find(what)
+        while at >= 0:
+            yield first + at
+            at = copied.find(what, at + 1)

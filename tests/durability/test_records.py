@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import zlib
 
 import pytest
 
+from plr_server.durability import records as module
 from plr_server.durability.records import (
     HEADER_BYTES,
     MAGIC,
@@ -153,6 +155,50 @@ def test_a_valid_record_in_a_payload_of_another_salt_is_none():
     _, tail = read(SEGMENT.data + torn + header + b"forged")
     assert tail.damage is None
     assert read_record(memoryview(header + b"forged"), 0, 1) is not None
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """How many bytes are copied, and how many go into a checksum."""
+    done = {"copied": 0, "summed": 0}
+
+    def counted(what, do):
+        def counting(data, *more):
+            done[what] += len(data)
+            return do(data, *more)
+
+        return counting
+
+    monkeypatch.setattr(module, "bytes", counted("copied", bytes), raising=False)
+    monkeypatch.setattr(module.zlib, "crc32", counted("summed", zlib.crc32))
+    return done
+
+
+@pytest.mark.parametrize("forged", [MAGIC, encode(Kind.REQUEST, BEFORE, 40, [bytes(200_000)], salt=1)[0]])
+def test_a_tail_of_headers_is_searched_in_time_that_grows_with_its_length(work, forged):
+    """A client may have pushed them, just before power was lost."""
+    payload = forged * (300_000 // len(forged)) + bytes(200_000)
+    header, _ = encode(Kind.REQUEST, SEGMENT.links[-1], 40, [payload], ORIGIN.salt)
+    work.update(copied=0, summed=0)
+    _, tail = read(SEGMENT.data + header + payload[:-1])
+    assert work["copied"] < 2 * len(payload)
+    assert work["summed"] < 17 * len(payload)
+    assert (tail.damage is None) == (forged == MAGIC)
+    assert forged == MAGIC or tail.damage.endswith("too much of what follows looks like records to check it")
+    assert tail.at_stake == 0
+
+
+def test_many_records_after_a_damaged_one_are_not_too_many_to_check(work):
+    """Each of them damaged, too, but for the last."""
+    data, link = SEGMENT.data, SEGMENT.links[-1]
+    for number in range(2_000):
+        header, link = encode(Kind.REQUEST, link, 43, [b"payload"], ORIGIN.salt)
+        data += header + (b"payload" if number == 1_999 else b"damaged")
+    work.update(copied=0, summed=0)
+    _, tail = read(data)
+    assert work["summed"] < 3 * len(data)
+    assert "valid records follow" in tail.damage
+    assert tail.at_stake == 2_000
 
 
 @pytest.mark.parametrize("garbage", [b"", b"x", bytes(HEADER_BYTES), MAGIC * 20])
