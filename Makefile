@@ -75,7 +75,7 @@ test-integrations: .venv-torch/dev .venv-rllib/dev .venv-di_engine/dev .venv-lea
 docs: .venv-docs/dev
 	.venv-docs/bin/python -m sphinx -W --keep-going --quiet -b html -c docs . build/docs
 
-# The moving picture of its first page, recorded anew; with the system's chromium, as test-browser.
+# The pictures of the live page, moving and still, taken anew; with the system's chromium, as test-browser.
 docs-picture: .venv-browser/dev .venv/demo
 	.venv-browser/bin/python docs/record.py $(BIN)/python
 

@@ -379,7 +379,7 @@ function showHeader() {
   $("name").textContent = several ? `Curriculum ${selected}` : "Curriculum";
   document.title = several ? `${selected} – curriculum` : "Curriculum";
   $("what").textContent = shown.address + (config
-    ? ` · levels ${config.levels} · ${config.strategy} · ${config.transform}, temperature ${config.temperature}, ` +
+    ? ` · levels ${config.levels.replace(/:1$/, "")} · ${config.strategy} · ${config.transform}, temperature ${config.temperature}, ` +
       `staleness coefficient ${config.staleness_coef}`
     : "");
   if (!isLive) connection("saved", `as of ${clock(shown.t, 86400)} ${clock(shown.t)}`);
