@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 
 import faults
@@ -186,6 +187,22 @@ def test_a_server_that_is_killed_and_started_again_is_found_again(ipc, monkeypat
             now = shown(collector)
             assert now["counters"]["levels"] == 30
             assert 48 in now["history"]["columns"]["draws"][:-1]  # the past is kept
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_server_that_is_silent_for_a_while_is_waited_for(ipc, monkeypatch):
+    monkeypatch.setattr(collect, "TIMEOUT_S", 0.2)
+    with faults.daemon(ipc, "--levels", "0:50") as server, Collector(ipc) as collector:
+        play(ipc)
+        await_draws(collector, 48)
+        server.process.send_signal(signal.SIGSTOP)  # as where the network is gone: nothing closes the connection
+        faults.eventually(lambda: collector.tick("default")["lost_s"] is not None, "it noticed")
+        assert shown(collector)["counters"]["draws"] == 48  # what it said last
+        server.process.send_signal(signal.SIGCONT)
+        play(ipc, rounds=1)
+        await_draws(collector, 56)
+        faults.eventually(lambda: collector.tick("default")["lost_s"] is None, "an answer in time")
+        assert 48 in shown(collector)["history"]["columns"]["draws"][:-1]  # the past is kept
 
 
 @pytest.mark.usefixtures("hasty")

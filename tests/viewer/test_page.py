@@ -18,9 +18,11 @@ from pathlib import Path
 import faults
 import numpy as np
 import pytest
+from level_env import LevelEnv
 
 from plr_client import LevelClient, Trainer
 from plr_server import Config, Curriculum, launch
+from wrappers import LevelReplay
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: make test-browser")
 CHROMIUM = shutil.which("chromium")
@@ -400,6 +402,22 @@ def test_the_saved_file_keeps_pictures_and_pasts(mazes, visit, tmp_path, browser
     assert all(url.startswith("data:") for url in saved.asked[1:])
     assert saved.complaints == []
     saved.context.close()
+
+
+def test_what_enters_a_table_what_is_on_the_disk_and_what_waits_in_clients(tmp_path, visit):
+    bind = f"ipc://{tmp_path}/plr.sock"
+    config, plays = Config(levels="payloads", capacity=4), lambda *_: None
+    with launch(config, bind, state_dir=tmp_path / "state", fsync="always"), viewing(bind) as (url, _):
+        page = visit(url)
+        with Trainer(bind) as trainer, LevelReplay(LevelEnv(), bind, set_level=plays, prefetch=3) as env:
+            for score in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.5):
+                trainer.insert([f"maze {score}"], scores=[score])
+            page.await_text("[data-tile=entered]", "1 turned away")
+            assert page.tile("entered") == ("6", "2 left, 1 turned away")
+            env.reset()
+            page.await_text("[data-tile=prefetched]", "Asked ahead\n3")
+            page.await_text("[data-tile=durable]", f"Not yet durable\n0\nof {trainer.counters()['commands']} commands")
+            assert page.tile("journal")[0].endswith(" kB")
 
 
 def test_what_the_server_is_asked_for(run, visit):
