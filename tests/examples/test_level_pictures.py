@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import json
+import threading
+import urllib.request
 from pathlib import Path
 
+import faults
 import numpy as np
 import pytest
 
+from plr_client import Trainer
+from plr_server import Config, launch
+from plr_server.viewer.collect import Collector
 from plr_server.viewer.functions import OfLevel
 from plr_server.viewer.pictures import MAX_BYTES, Pictures, thumbnail
+from plr_server.viewer.watched import Functions
+from plr_server.viewer.web import Pages
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,12 +36,46 @@ def levels_of(module):
     return [importlib.import_module("examples.accel_editing").random_maze(rng) for _ in range(4)]
 
 
-@pytest.mark.parametrize("module", ["minigrid_demo", "coinrun_pictures", "accel_editing"])
-def test_each_level_has_a_picture_of_its_own_and_always_the_same(module):
+def needs(module):
     if module == "coinrun_pictures":
         pytest.importorskip("procgen", reason="needs the extra procgen")
     elif module == "minigrid_demo":
         pytest.importorskip("minigrid", reason="needs the extra demo")
+
+
+def fetched(pages, path):
+    with urllib.request.urlopen(f"{pages.url}{path}", timeout=faults.DEADLINE_S) as reply:  # noqa: S310  our own page
+        return reply.read()
+
+
+@pytest.mark.parametrize("module", ["minigrid_demo", "coinrun_pictures", "accel_editing"])
+def test_the_page_of_a_server_of_such_levels_has_their_pictures(module):
+    needs(module)
+    levels, render = levels_of(module), OfLevel("render", f"examples.{module}:picture_of")
+    is_payloads = module == "accel_editing"
+    config = Config(levels="payloads", capacity=8) if is_payloads else Config(levels=levels)
+    with launch(config) as server, Trainer(server.address) as trainer:
+        scores = [1.0, 2.0, 3.0, 4.0]
+        ids = trainer.insert(levels, scores=scores).tolist() if is_payloads else levels
+        if not is_payloads:
+            trainer.push_scores(ids, scores)
+        with (
+            Collector(server.address, functions=Functions(render=Pictures(render))) as collector,
+            Pages(collector, 0) as pages,
+        ):
+            serving = threading.Thread(target=pages.serve_forever)
+            serving.start()
+            rows = lambda: json.loads(fetched(pages, "levels?curriculum=default&sort=score"))["rows"]  # noqa: E731
+            faults.eventually(lambda: {row["id"] for row in rows()} == set(ids), "the first look")
+            shown = [fetched(pages, f"picture?curriculum=default&level={level}") for level in ids]
+            pages.shutdown()
+            serving.join()
+    assert shown == [render(level, thumbnail) for level in levels]
+
+
+@pytest.mark.parametrize("module", ["minigrid_demo", "coinrun_pictures", "accel_editing"])
+def test_each_level_has_a_picture_of_its_own_and_always_the_same(module):
+    needs(module)
     levels, render = levels_of(module), OfLevel("render", f"examples.{module}:picture_of")
     drawn = [render(level, thumbnail) for level in levels]
     assert None not in drawn

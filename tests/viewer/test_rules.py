@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from pathlib import Path
+
 import pytest
 
 from plr_server import Config
@@ -149,6 +153,12 @@ CASES = {
         facts(counters={"levels_seen": 0}),
         Finding("note", "less than 1 % of the levels are still unseen."),
     ),
+    "a full disk": (
+        rules.unwritten,
+        facts(counters={"disk_error": "No space left on device"}),
+        facts(counters={"disk_error": ""}),
+        Finding("trouble", "The state cannot be written, pushes are refused until it can: No space left on device."),
+    ),
     "an open table": (
         rules.unseen,
         facts(counters={"levels_seen": 50}, config={"levels": "unbounded"}),
@@ -181,6 +191,18 @@ def test_where_all_is_well_the_verdict_says_so():
 def test_the_most_urgent_comes_first():
     found = verdict(facts(silent_s=90.0, clients=3, counters={"levels_seen": 120}))
     assert [finding.kind for finding in found] == ["trouble", "watch", "fine", "note"]
+
+
+def test_every_rule_is_tested_and_in_the_docs():
+    takes_facts = [
+        name.replace("_", " ")
+        for name, each in inspect.getmembers(rules, inspect.isfunction)
+        if each is not verdict and list(inspect.signature(each).parameters) == ["facts"]
+    ]
+    assert sorted({rule.__name__.replace("_", " ") for rule, *_ in CASES.values()}) == takes_facts
+    page = (Path(__file__).parents[2] / "docs/viewer.md").read_text(encoding="utf-8")
+    section = page.partition("## The verdict")[2].partition("## ")[0]
+    assert sorted(re.findall(r"^\| (?!rule )([a-z ]+) \|", section, re.MULTILINE)) == takes_facts
 
 
 def test_before_the_first_look_there_is_a_verdict_too():
