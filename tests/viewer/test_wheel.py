@@ -27,18 +27,8 @@ def test_a_wheel_has_the_page_and_the_licence_of_what_it_ships(tmp_path):
             assert packed.read(f"plr_server/viewer/static/{file.name}") == file.read_bytes()
         assert any(name.endswith("licenses/plr_server/viewer/static/uPlot.LICENSE") for name in names)
     installed = tmp_path / "installed"
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(installed),
-        str(wheel),
-        cwd=tmp_path,
-    )
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(installed))
+    run(*pip, str(wheel), cwd=tmp_path)
     page = "import sys; sys.path.insert(0, '.'); from plr_server.viewer import web; "
     page += "print(web.__file__); print(len(web.whole_page({})))"
     where, size = run(sys.executable, "-I", "-c", page, cwd=installed).split()
