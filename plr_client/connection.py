@@ -31,7 +31,9 @@ from plr_client.process import inherited, process
 from plr_client.protocol import Frames, Notice, Reply, decode_reply
 
 HEARTBEAT_MS = 5_000  # a peer silent for three heartbeats is taken for gone by the transport
-GOODBYE_S = 0.2  # how long to wait for the answer to a goodbye
+HELLO_S = 0.2  # how long who waits for nothing else waits for the answer to a hello
+GOODBYE_S = 0.2  # and to a goodbye
+QUIET_S = 0.5  # of silence, after which it is looked whether the server would let this client in now
 COPIED_BYTES = 64 * 1024  # of a frame; to send a larger one from where it lies costs less than to copy it
 LOOK_AGAIN_S = 0.02  # what has become of a sync
 
@@ -87,7 +89,8 @@ class Connection:
         self._start_exchange()
         self._socket: zmq.Socket[bytes] | None = None
         self._patience_ms = -1  # the socket's RCVTIMEO
-        self._handshake: Handshake | None = None  # until something has come on the socket
+        self._handshake: Handshake | None = None  # the socket's
+        self._unsure = False  # that it lets this client in: until something has come, and again after silence
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def _start_exchange(self) -> None:
@@ -154,13 +157,34 @@ class Connection:
         return pending
 
     def post(self, op: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Sends a request that nobody waits for.
+        """Sends a request that nobody waits for; on a fresh connection once the server has answered, or `HELLO_S` over.
 
         Raises:
             PlrError: as `request`, before it is sent.
         """
         with self.exclusive():
-            self.send(op, arrays=arrays, waited=False)
+            before = self._exchange.num_connections
+            pending = self.send(op, arrays=arrays, waited=False)
+            if self._exchange.num_connections != before:
+                self._await_greeting(pending)
+
+    def _await_greeting(self, pending: Pending) -> None:
+        """Waits for the answer to a hello, for what comes after it would stay here until the next call otherwise."""
+        exchange = self._exchange
+        deadline_s = time.monotonic() + HELLO_S
+        try:
+            while not exchange.greeted and (left_s := deadline_s - time.monotonic()) > 0.0:
+                message = self._receive(left_s)
+                if message is not None:
+                    exchange.heard(message, time.monotonic())
+                    if exchange.refused:
+                        return
+            self._carry_out(time.monotonic())
+        except BaseException:
+            exchange.give_up(pending)
+            exchange.lost()
+            self._hang_up()
+            raise
 
     def arrived(self, pending: Pending) -> Reply | None:
         """Returns the reply to a request if it has come, and None if `reply` would have to wait for it.
@@ -308,32 +332,52 @@ class Connection:
         socket = self._socket
         if socket is None:
             return None
-        if self._handshake is not None and within_s > 0.0:
-            started = time.monotonic()
-            self._await_admission(self._handshake, within_s)
-            within_s -= time.monotonic() - started
-        if within_s > 0.0 and (patience_ms := int(within_s * 1000) + 1) != self._patience_ms:
+        quiet_s = within_s
+        if self._unsure:
+            if within_s > 0.0:
+                started = time.monotonic()
+                self._await_admission(within_s)
+                quiet_s = within_s - (time.monotonic() - started)
+        elif within_s > QUIET_S:
+            quiet_s = QUIET_S
+        if quiet_s > 0.0 and (patience_ms := int(quiet_s * 1000) + 1) != self._patience_ms:
             socket.setsockopt(zmq.RCVTIMEO, patience_ms)
             self._patience_ms = patience_ms
         try:
-            frame = socket.recv(0 if within_s > 0.0 else _NOW, copy=False)
+            frame = socket.recv(0 if quiet_s > 0.0 else _NOW, copy=False)
         except zmq.Again:
-            return None
-        if self._handshake is not None:
-            self._handshake.close()
-            self._handshake = None
+            if self._unsure or within_s <= QUIET_S or self._handshake is None:
+                return None
+            self._doubt(socket, self._handshake)
+            return self._receive(within_s - QUIET_S)
+        if self._unsure:
+            self._be_sure()
         frames: list[Any] = [frame.bytes]
         while frame.more:
             frame = socket.recv(copy=False)
             frames.append(frame.buffer)
         return decode_reply(frames)
 
-    def _await_admission(self, handshake: Handshake, within_s: float) -> None:
+    def _await_admission(self, within_s: float) -> None:
         """Waits until something has come on the socket, or raises NotAdmitted."""
-        refusal = handshake.refusal(within_s)
+        assert self._handshake is not None  # noqa: S101  narrows the type
+        refusal = self._handshake.refusal(within_s)
         if refusal is not None:
             self._hang_up()  # libzmq would try for ever
             raise refusal
+
+    def _doubt(self, socket: zmq.Socket[bytes], handshake: Handshake) -> None:
+        """Watches the handshakes again: another server may be in the place of the one that let this client in."""
+        handshake.watch()
+        self._unsure = True
+        if not socket.poll(0, zmq.POLLOUT):  # libzmq was refused before, and connects no more: a fresh one is told why
+            self._exchange.lost()
+            self._hang_up()
+
+    def _be_sure(self) -> None:
+        assert self._handshake is not None  # noqa: S101  narrows the type
+        self._handshake.close()
+        self._unsure = False
 
     @staticmethod
     def _put(socket: zmq.Socket[bytes], frames: Frames) -> None:
@@ -363,7 +407,7 @@ class Connection:
         if address is not None:  # otherwise what is sent waits in vain, and is sent again
             handshake = Handshake(socket, address, keys)
             _connect(socket, address, handshake)
-        self._socket, self._handshake = socket, handshake
+        self._socket, self._handshake, self._unsure = socket, handshake, handshake is not None
         self._patience_ms = -1
         self._finalizer = weakref.finalize(self, _close, socket, handshake, self._pid)
         return socket
@@ -372,6 +416,7 @@ class Connection:
         if self._finalizer is not None:
             self._finalizer()
         self._socket = self._handshake = self._finalizer = None
+        self._unsure = False
 
 
 def _connect(socket: zmq.Socket[bytes], address: str, handshake: Handshake) -> None:

@@ -107,6 +107,11 @@ class Exchange:
         return min(self._patience_s, self._deadline_s)
 
     @property
+    def greeted(self) -> bool:
+        """The server has answered the hello on this connection: what is asked is sent at once."""
+        return self._greeted
+
+    @property
     def unanswered(self) -> int:
         """How many requests have no reply yet."""
         return len(self._under_way) + len(self._to_send)

@@ -2,7 +2,8 @@
 
 libzmq tells nobody: it connects again for ever, or no more, and a request waits. What it knows it writes to a monitor
 of the socket, and what the server asks for stands in its greeting (ZMTP 3.1, RFC 37). Used by plr_client.connection for
-as long as nothing has come from the server. It never sends anything on the client's socket.
+as long as nothing has come from the server, and again where it falls silent. It never sends anything on the client's
+socket.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _EVENTS = (
 
 
 class Handshake:
-    """Watches a socket's handshakes until `close`, which comes before the socket is closed.
+    """Watches a socket's handshakes until `close`, which comes before the socket is closed, and from `watch` on again.
 
     Args:
         socket: the client's, not yet connected.
@@ -42,15 +43,19 @@ class Handshake:
 
     def __init__(self, socket: zmq.Socket[Any], address: str, keys: str | None) -> None:
         self._socket, self._address, self._keys = socket, address, keys
+        self.watch()
+
+    def watch(self) -> None:
+        """Watches, once it does not any longer."""
         self._failures = 0
         where = f"inproc://handshake-{uuid.uuid4().hex}"
-        socket.monitor(where, _EVENTS)
-        self._events: zmq.Socket[Any] = socket.context.socket(zmq.PAIR)
+        self._socket.monitor(where, _EVENTS)
+        self._events: zmq.Socket[Any] = self._socket.context.socket(zmq.PAIR)
         self._events.setsockopt(zmq.RCVHWM, 0)  # libzmq waits for room with a lock held
         self._events.setsockopt(zmq.LINGER, 0)
         self._events.connect(where)
         self._poller = zmq.Poller()
-        for each in (socket, self._events):
+        for each in (self._socket, self._events):
             self._poller.register(each, zmq.POLLIN)
 
     def refusal(self, within_s: float) -> NotAdmitted | None:

@@ -33,8 +33,10 @@ class Trainer:
     disk yet is kept here, up to 256 MiB, and sent again.
 
     With `wait=False` a push returns at once, its arrays copied. Up to 16 such pushes are under way; the next one waits
-    for the first of them. They are applied in their order, before anything that is asked later. Where one is refused,
-    the next call of any kind raises that error instead of doing what it does; those after it are applied nevertheless.
+    for the first of them. One that opens a connection waits until the server answers, but no longer than 0.2 s: what
+    has not left by then leaves with the next call, such as `flush`. They are applied in their order, before anything
+    that is asked later. Where one is refused, the next call of any kind raises that error instead of doing what it
+    does; those after it are applied nevertheless.
 
     Args:
         address: where the server listens; or a function that tells, asked whenever a connection is opened, for a server

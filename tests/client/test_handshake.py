@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ import faults
 import pytest
 
 from plr_client import LevelClient, NotAdmitted, ServerUnreachable, Trainer
+from plr_client import connection as connection_module
 from plr_client import exchange as exchange_module
 from plr_client import handshake as handshake_module
 from plr_client.handshake import mechanism_of
@@ -123,15 +126,51 @@ def num_files():
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_a_server_that_is_started_with_keys_refuses_whom_it_served_without(ipc, keys, monkeypatch):
-    monkeypatch.setattr(exchange_module, "FIRST_ATTEMPT_S", 0.2)
-    with faults.daemon(ipc) as first, LevelClient(ipc) as client, LevelClient(ipc) as other:
-        client.next()
-        other.next()
-        first.stop()
-        with faults.daemon(ipc, "--keys", str(keys / "here")):
-            assert "asks for" in refusal(client)
+CHANGES = {
+    "a server of other keys": ("here", "there", "whose own key is another"),
+    "a withdrawn key": ("here", "withdrawn", "or which was withdrawn"),
+    "keys asked for": (None, "here", "asks for"),
+    "keys no longer asked for": ("here", None, "was started without keys"),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "said"), CHANGES.values(), ids=CHANGES)
+def test_a_server_that_comes_back_with_other_keys_tells_whom_it_served_before(
+    ipc, keys, tmp_path, monkeypatch, before, after, said
+):
+    """Whoever asks meanwhile, and whoever asks later; before silence makes a client connect again."""
+    monkeypatch.setattr(exchange_module, "FIRST_ATTEMPT_S", 2 * faults.DEADLINE_S)
+    folders = {None: (), "withdrawn": ("--keys", str(tmp_path / "withdrawn"))}
+    folders |= {name: ("--keys", str(keys / name)) for name in ("here", "there")}
+    make_key(tmp_path / "withdrawn", name="another", role="worker")
+    shutil.copy(keys / "here/server.key", tmp_path / "withdrawn/server.key")
+    path = "" if before is None else keys / "here/env.key"
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(faults.daemon(ipc, *folders[before]))
+        asks, idle, other = (LevelClient(ipc, keys=path, timeout_s=faults.DEADLINE_S) for _ in range(3))
+        for client in (asks, idle, other):
+            client.next()
+        first.kill()
+        asking = stack.enter_context(ThreadPoolExecutor(1)).submit(refusal, asks)
+        stack.enter_context(faults.daemon(ipc, *folders[after]))
+        assert said in asking.result()
+        assert said in refusal(idle)
         other.close()  # does not raise where there is nobody to say goodbye to
+
+
+def test_a_server_that_is_only_slow_is_not_doubted_for_long(ipc, monkeypatch):
+    """Its clients watch their handshakes, and no more once it answers."""
+    monkeypatch.setattr(connection_module, "QUIET_S", 0.05)
+    with faults.daemon(ipc) as server, LevelClient(ipc) as client, ThreadPoolExecutor(1) as pool:
+        client.next()
+        before = num_files()
+        server.process.send_signal(signal.SIGSTOP)
+        waiting = pool.submit(client.next)
+        faults.eventually(lambda: num_files() > before, "the client watches")
+        server.process.send_signal(signal.SIGCONT)
+        assert len(waiting.result()) == 1
+        assert client._connection._exchange.num_connections == 1
+        faults.eventually(lambda: num_files() <= before, "it watches no longer")
 
 
 # ---- no verdict on who is only hung up on

@@ -116,6 +116,24 @@ def test_an_error_of_a_push_that_was_not_waited_for_is_raised_by_the_next_call(t
     assert trainer.push_scores([1], [0.5]) == 1
 
 
+def test_a_push_on_a_fresh_connection_reaches_the_server_though_nothing_else_is_asked(trainer, server, monkeypatch):
+    monkeypatch.setattr(connection, "HELLO_S", faults.DEADLINE_S)  # so long only where the machine is slow
+    before = trainer.counters()["pushes"]
+    with Trainer(server.address) as fresh:
+        fresh.push_scores([1], [0.5], wait=False)
+        faults.eventually(lambda: trainer.counters()["pushes"] == before + 1, "the push is applied")
+        assert fresh._connection._exchange.unanswered == 1  # nobody has asked for the reply
+
+
+def test_a_push_does_not_wait_for_a_server_that_is_not_there(ipc):
+    with Trainer(ipc, timeout_s=faults.DEADLINE_S) as trainer:
+        for _ in range(3):
+            assert trainer.push_scores([1], [0.5], wait=False) == 0
+        with faults.daemon(ipc):
+            trainer.flush()
+            assert trainer.counters()["pushes"] == 3
+
+
 def test_so_many_pushes_are_under_way_and_the_next_one_waits(ipc):
     with faults.daemon(ipc) as server, Trainer(ipc, timeout_s=faults.DEADLINE_S) as trainer:
         before = trainer.counters()["pushes"]
