@@ -215,15 +215,18 @@ class Exchange:
             if not found:
                 return
             pending = found[0]
-        self._closing_seen, self._silences = False, 0
+        self._closing_seen = False
         error = message.error
         if error is not None and isinstance(error, SessionExpired | OutOfStep):
             if isinstance(error, SessionExpired) and pending.attempts == 1 and now_s < pending.sent_s + REMEMBERED_S:
                 self._refused = pending.number
+            self._silences = 0
             self.lost()
             return
+        if pending is under_way[0]:  # another one overtook the oldest, whose reply may never come
+            self._silences = 0
+            self._patience_s = now_s + FIRST_ATTEMPT_S if len(under_way) > 1 else _NEVER
         under_way.remove(pending)
-        self._patience_s = now_s + FIRST_ATTEMPT_S if under_way else _NEVER
         self._settle(pending, message)
 
     # ---- what to do

@@ -241,6 +241,33 @@ def test_requests_go_out_one_after_the_other_and_only_so_many_at_once(greeted):
     assert (greeted.unanswered, greeted.kept_bytes, [*greeted.errors]) == (0, 0, [])
 
 
+def test_a_reply_that_does_not_come_is_asked_for_though_later_ones_do(greeted):
+    """Such as of a server under `always` that could not have a batch on its disk: it answers none of it."""
+    first = greeted.push(waited=False)
+    greeted.act()
+    for at_s in (0.5, 1.0, 1.5):
+        later = greeted.push(waited=False)
+        greeted.act(at_s)
+        greeted.hear(later.number, scored=1)
+        assert (greeted.unanswered, greeted.wake_s) == (1, 2.0)
+    assert greeted.act(2.0) == ["hang up", ("hello", 7, 2, 0)]
+    greeted.hear_hello(applied=6, survived=5)
+    assert (first.outcome.error, greeted.unanswered) == (None, 0)
+
+
+def test_who_is_overtaken_again_and_again_is_waited_for_longer_each_time(greeted):
+    slow = greeted.push(waited=False)
+    for now_s, wake_s in ((0.0, 2.0), (2.0, 6.0), (6.0, 14.0)):
+        greeted.act(now_s)
+        if greeted.last.op == "hello":
+            greeted.hear_hello(survived=5)
+            assert greeted.act()[0][:2] == ("push", slow.number)
+        quick = greeted.push(waited=False)
+        greeted.act()
+        greeted.hear(quick.number, scored=1)
+        assert greeted.wake_s == wake_s
+
+
 def test_their_arrays_may_change_at_once(greeted):
     values = np.zeros(2000)
     greeted.exchange.ask("push", arrays={"values": values}, waited=False)

@@ -310,6 +310,10 @@ class Background:
         self._jobs.append(Job(self, do, arguments))
         return self._jobs[-1]
 
+    @property
+    def busy(self):
+        return bool(self._jobs)
+
     def step(self):
         """Does the first of what waits, if anything does."""
         if self._jobs:

@@ -64,6 +64,8 @@ class Server:
         self.loop._do_what_is_due()
         self.log.look_after()
         if self.rng.random() < 0.3:
+            if self.background.busy and self.world.fails_behind and self.rng.random() < 0.3:
+                self.world.disk.failing_once.add("sync")
             self.background.step()
 
     def has_forgotten(self, name):

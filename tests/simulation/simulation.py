@@ -39,6 +39,7 @@ class World:
     Attributes:
         rng: what decides everything.
         is_lossy: the network may lose messages.
+        fails_behind: now and then a sync in the background fails.
         now_s: the time.
         judge: hears what happens.
     """
@@ -57,6 +58,7 @@ class World:
         self.disk = SimulatedDisk(rng)
         self._arrived_s = {}  # connection and direction -> when its last message comes
         self._client_of, self._num_connections = {}, 0
+        self.fails_behind = False
         self._away = set()  # peers that the server's transport takes for gone
         self.server = None
         self._accept_loss = self._power_failed = False
@@ -117,6 +119,7 @@ class World:
         elif rng.random() < 0.4:
             for _ in range(rng.randrange(1, 8)):
                 self.after(rng.random() * 10.0, self._fail_once, rng.choice(MAY_FAIL))
+            self.fails_behind = rng.random() < 0.5
         elif rng.random() < 0.1:
             self.disk.lies = self.judge.disk_lied = True
         for _ in range(rng.choice((0, 1, 1, 2, 3))):
@@ -158,6 +161,7 @@ class World:
     def troubles_end(self):
         self.disk.full, self.disk.failing, self.disk.crash_in = False, {}, None
         self.disk.failing_once.clear()
+        self.fails_behind = False
         self._loses = self._doubles = 0.0
         for client in self.clients:
             client.cut_off = False
