@@ -29,7 +29,7 @@ from plr_server.curriculum.spaces import space_of
 from plr_server.curriculum.spaces.open_space import OpenSpace, PayloadSpace
 from plr_server.curriculum.table import NOBODY, LevelTable
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 _FIELDS = frozenset(FIELDS)
 
 

@@ -64,6 +64,13 @@ _ROLLOUT = frozenset(FIELDS)
 _NEEDED = frozenset(("push", "push_step", "push_scores", "insert", "set_score_function"))  # refused where not written
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _NONE: Mapping[str, Any] = {}
+_SLOTS = frozenset(("slots", "begun"))
+_NOTHING: frozenset[str] = frozenset()
+_KNOWN = {  # operation -> its arguments and its arrays, of what is written down from anybody who may ask for levels
+    "hello": (frozenset(("pid", "run")), _NOTHING),
+    "next": (_SLOTS | {"k", "ahead"}, _SLOTS),
+    "goodbye": (_NOTHING, _NOTHING),
+}
 
 Result = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]], Sequence[bytes] | None]  # as the end of a `Reply`
 
@@ -264,6 +271,7 @@ class Dispatcher:
             raise session.refused[1]
         if number == session.sequence and op in self._writes:
             raise ProtocolError(f"seq: expected more than {number} for {op}, got {number} again")
+        _refuse_unknown(request)
         self._check(request)
         if log is not None:
             try:
@@ -276,6 +284,10 @@ class Dispatcher:
 
     def _greet(self, peer: bytes, request: Request, frames: Sequence[Any], client: str | None) -> Reply:
         """Begins a session, or goes on with one on another connection; tells what is known of it and of the state."""
+        _refuse_unknown(request)
+        for name, value in request.args.items():
+            if type(value) not in (int, type(None)):
+                raise InvalidInput(name, "an int or None", shown(value))
         is_known, log = self.sessions.get(request.session) is not None, self._log
         session = self.sessions.admit(peer, request, client)
         told = {
@@ -514,14 +526,35 @@ def _described(config: Config) -> dict[str, Any]:
 def _fields(request: Request, known: frozenset[str] | set[str]) -> Mapping[str, Any]:
     for name in request.arrays:
         if name not in known:
-            raise InvalidInput(f"{name:.80}", f"a field among {', '.join(sorted(known))}", "an unknown one")
+            expected = f"a field among {', '.join(sorted(known))}" if known else f"no array of {request.op}"
+            raise InvalidInput(f"{name:.80}", expected, "an unknown one")
     return request.arrays
+
+
+def _refuse_unknown(request: Request) -> None:
+    """Refuses what an operation does not know before it is written down, or any worker could fill the journal.
+
+    Not when it is replayed: what was written down, was answered.
+
+    Raises:
+        InvalidInput: there is such an argument or array.
+    """
+    known = _KNOWN.get(request.op)
+    if known is None:
+        return
+    args, arrays = known
+    if request.arrays:
+        _fields(request, arrays)
+    if not request.args.keys() <= args:
+        name = min(map(str, request.args.keys() - args))
+        expected = f"an argument among {', '.join(sorted(args))}" if args else f"no argument of {request.op}"
+        raise InvalidInput(f"{name:.80}", expected, "an unknown one")
 
 
 def _ints(request: Request, name: str) -> NDArray[Any] | list[int] | None:
     """Returns ints that travel in the header or, where they are many, as an array; None where there are none."""
     if request.arrays:
-        array: NDArray[Any] | None = _fields(request, {"slots", "begun"}).get(name)
+        array: NDArray[Any] | None = _fields(request, _SLOTS).get(name)
         if array is not None:
             if array.ndim != 1 or array.dtype.kind not in "iu":
                 raise InvalidInput(name, "shape (m,) of integers", f"shape {array.shape} of {array.dtype}")

@@ -130,19 +130,22 @@ class Sessions:
         """Returns what the requests that changed something have made of the sessions, a plain value.
 
         open: by name, which one it is, the number and the reply of the last such request, what waits, and whose it is;
-        ended: names; begun: how many. On which connection a session speaks, and what it only asked, is not in it.
+        payloads: those of all replies, each once, for many replies may hold the same; ended: names; begun: how many. On
+        which connection a session speaks, and what it only asked, is not in it.
         """
+        places: dict[bytes, int] = {}  # payload -> the how-manieth it is
         return {
             "open": {
                 name: {
                     "begun": session.begun,
                     "written": session.written,
-                    "reply": None if session.reply is None else _packed(session.reply),
+                    "reply": None if session.reply is None else _packed(session.reply, places),
                     "waiting": {curriculum: dict(slots) for curriculum, slots in session.waiting.items()},
                     **({} if session.client is None else {"client": session.client}),
                 }
                 for name, session in self._open.items()
             },
+            "payloads": list(places),
             "ended": list(self._ended),
             "begun": self._num_begun,
         }
@@ -152,7 +155,7 @@ class Sessions:
         self._open.clear()
         for name, kept in state["open"].items():
             session = self._open[name] = Session(kept["begun"], sequence=kept["written"], written=kept["written"])
-            session.reply = None if kept["reply"] is None else _unpacked(kept["reply"])
+            session.reply = None if kept["reply"] is None else _unpacked(kept["reply"], state["payloads"])
             session.waiting.update(kept["waiting"])
             session.client = kept.get("client")
         self._ended = dict.fromkeys(state["ended"])
@@ -192,12 +195,20 @@ class Sessions:
             del self._names[peer]
 
 
-def _packed(reply: Reply) -> list[bytes]:
-    """Returns the frames of a reply that can be repeated in any run of the server."""
-    return [bytes(frame) for frame in encode_reply(reply._replace(epoch=0, durable=0, position=0))]
+def _packed(reply: Reply, places: dict[bytes, int]) -> list[Any]:
+    """Returns a reply that can be repeated in any run of the server: its frames, and the places of its payloads.
+
+    Args:
+        reply: the reply.
+        places: of the payloads of the replies before; those of this one are added.
+    """
+    frames = [bytes(frame) for frame in encode_reply(reply._replace(epoch=0, durable=0, position=0, payloads=None))]
+    held = reply.payloads
+    return [frames, None if held is None else [places.setdefault(payload, len(places)) for payload in held]]
 
 
-def _unpacked(frames: list[bytes]) -> Reply:
+def _unpacked(packed: list[Any], payloads: list[bytes]) -> Reply:
+    frames, places = packed
     reply = decode_reply(frames)
     assert isinstance(reply, Reply)  # noqa: S101  narrows the type
-    return reply
+    return reply if places is None else reply._replace(payloads=[payloads[place] for place in places])

@@ -31,7 +31,7 @@ from plr_client import (
     Trainer,
 )
 from plr_client.exchange import HANG_UP, Exchange
-from plr_client.protocol import decode_reply
+from plr_client.protocol import decode_reply, join_payloads, pack_payload
 from plr_server import Config, Curriculum, launch
 from plr_server.curriculum import state_machine
 from plr_server.curriculum.scoring.strategies import STRATEGIES
@@ -124,6 +124,61 @@ def test_a_push_that_was_refused_for_want_of_space_stays_refused(servers, monkey
     assert faults.same(server.dispatcher.state(), before)
     assert server.ask(faults.request("push", faults.block(), seq=3)).result["scored"]
     assert server.ask(push).error.code == "out_of_step"
+
+
+UNKNOWN = {
+    "an array of next": ("next", {"args": {"k": 1}, "arrays": {"junk": np.zeros(50_000)}}, "junk: expected a field"),
+    "an argument of next": ("next", {"args": {"k": 1, "junk": "x" * 50_000}}, "junk: expected an argument among"),
+    "an array of hello": ("hello", {"arrays": {"junk": np.zeros(50_000)}}, "junk: expected no array of hello"),
+    "an argument of hello": ("hello", {"args": {"junk": "x" * 50_000}}, "junk: expected an argument among pid, run"),
+    "a long pid": ("hello", {"args": {"pid": "x" * 50_000}}, "pid: expected an int or None"),
+    "an array of goodbye": ("goodbye", {"arrays": {"junk": np.zeros(50_000)}}, "junk: expected no array of goodbye"),
+    "an argument of goodbye": ("goodbye", {"args": {"junk": "x" * 50_000}}, "junk: expected no argument of goodbye"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_a_workers_request_does_not_know_is_not_written_down(servers, name):
+    """A worker may say these, and could fill the journal with what nobody reads."""
+    op, fields, text = UNKNOWN[name]
+    server = servers()
+    server.ask(faults.hello())
+    before, written = server.dispatcher.state(), server.log.sequence
+    session = "new" if op == "hello" else faults.SESSION
+    error = server.ask(faults.request(op, session=session, **fields)).error
+    assert isinstance(error, InvalidInput)
+    assert str(error).startswith(text)
+    assert server.log.sequence == written
+    assert faults.same(server.dispatcher.state(), before)
+    assert server.ask(faults.request("next", args={"k": 1})).error is None
+
+
+@pytest.mark.parametrize("when", ["its levels are held", "its levels are gone"])
+def test_a_reply_of_payloads_is_repeated_after_a_restart(servers, when):
+    """Also where the levels were taken back, and others have come in their place."""
+    server = servers(Config(levels="payloads", capacity=4, num_steps=3))
+    server.ask(faults.hello())
+    server.ask(faults.hello("trainer"))
+
+    def insert(seq, first):
+        new = join_payloads([pack_payload([first + each] * 1000) for each in range(4)]) | {
+            "scores": np.full(4, seq + 0.5)
+        }
+        assert server.ask(faults.request("insert", new, session="trainer", seq=seq)).error is None
+
+    insert(2, 0)
+    asked = faults.request("next", args={"k": 4})
+    reply = server.ask(asked)
+    assert reply.error is None
+    if when == "its levels are gone":
+        server.dispatcher.release(faults.SESSION)
+        insert(3, 100)
+        lost = faults.request("levels", {"levels": np.unique(reply.result["levels"])}, session="trainer", seq=4)
+        assert server.ask(lost).error is not None
+    server.log.save()
+    again = server.killed().ask(faults.request("next", args={"k": 4}, connection=1))
+    assert again.result == reply.result
+    assert faults.same(again.arrays, reply.arrays)
 
 
 # ---- bit for bit
@@ -400,7 +455,7 @@ def test_a_folder_of_another_version_is_refused_and_left_alone(servers, monkeypa
         first = servers()
     copy = shutil.copytree(first.path, first.path.with_name("copy"))
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    with pytest.raises(InvalidInput, match=r"state: expected format 2, .* the version that wrote it.*, got format 1"):
+    with pytest.raises(InvalidInput, match=r"state: expected format 3, .* the version that wrote it.*, got format 1"):
         servers(path=copy)
     after = {path.name: path.read_bytes() for path in copy.iterdir()}
     assert f"process {os.getpid()} on " in after.pop("lock").decode()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from plr_client import OutOfStep, SessionExpired, TooManySessions
-from plr_client.protocol import Request
+from plr_client.protocol import Reply, Request, encode_reply
+from plr_server.durability.values import pack, unpack
 from plr_server.serving.sessions import MAX_ENDED, MAX_SESSIONS_PER_CONNECTION, Sessions
 
 FIRST, SECOND, THIRD = b"\x01first", b"\x01second", b"\x01third"
@@ -134,3 +135,23 @@ def test_sessions_are_bounded_on_one_connection(sessions):
     assert raised.value.args == ("on one connection", MAX_SESSIONS_PER_CONNECTION)
     sessions.admit(THIRD, request("hello", 1, session="one more"))
     assert len(sessions) == MAX_SESSIONS_PER_CONNECTION + 2
+
+
+def test_payloads_that_many_replies_hold_are_in_the_state_once(sessions):
+    """Or twenty sessions with the same levels would take twenty times their memory, in each snapshot."""
+    levels = [bytes([level]) * 60_000 for level in range(8)]
+    replies = {}
+    for begun in range(20):
+        name = f"worker {begun}"
+        shared = [levels[(begun + slot) % 8] for slot in range(4)]
+        replies[name] = Reply(2, 0, 0, None, {"levels": [0, 1, 2, 3]}, {}, shared)
+        sessions.admit(FIRST, request("hello", 1, session=name)).reply = replies[name]
+    state = sessions.state()
+    assert sum(map(len, pack(state))) < 1.1 * sum(map(len, levels))
+    restored = Sessions()
+    restored.restore(unpack(b"".join(pack(state))))
+    for name, reply in replies.items():
+        assert list(map(bytes, encode_reply(restored[name].reply))) == list(map(bytes, encode_reply(reply)))
+    held = {id(payload) for name in replies for payload in restored[name].reply.payloads}
+    assert len(held) == len(levels)
+    assert pack(restored.state()) == pack(state)
