@@ -321,9 +321,9 @@ def test_nobody_speaks_in_the_session_of_another_key(closed, op, attempts):
     with closed.begun("learner") as (raw, session):
         assert raw.ask(faults.request("next", session=session, args={"k": 2})).error is None
         with closed.begun("another") as (thief, _), closed.untouched():
-            arrays = SCORES if op == "push_scores" else {}
+            arrays, args = SCORES if op == "push_scores" else {}, {"k": 1} if op == "next" else {}
             for seq in range(3, 3 + attempts):
-                frames = faults.request(op, arrays, session=session, seq=seq, connection=2, args={"k": 1})
+                frames = faults.request(op, arrays, session=session, seq=seq, connection=2, args=args)
                 error = thief.ask(frames).error
                 assert isinstance(error, NotAllowed)
                 assert str(error).startswith(f"{op}: expected the key that began the session, got that of 'another'; ")
