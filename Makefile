@@ -15,7 +15,7 @@ DI_ENGINE := di_engine
 LEARNING := learning
 
 .PHONY: demo test test-explore test-slow soak fuzz simulate mutants test-browser test-integrations docs docs-picture lint types
-.PHONY: bench bench-overhead bench-peers clean
+.PHONY: bench bench-overhead bench-peers bench-viewing clean
 .PHONY: bench-learning bench-learning-tables bench-learning-quick bench-learning-equal bench-learning-lockstep bench-learning-cost
 
 demo: .venv/demo
@@ -99,6 +99,10 @@ bench: .venv/dev
 # What a curriculum costs a trainer; with torch and Stable-Baselines3.
 bench-overhead: .venv-torch/dev
 	.venv-torch/bin/python benchmarks/overhead.py
+
+# What the live page costs training, and how soon it is there; with the system's chromium, as test-browser.
+bench-viewing: .venv-browser/dev
+	.venv-browser/bin/python benchmarks/viewing.py
 
 # Beside Syllabus and DI-engine, each in an environment of its own (1.5 GB each).
 bench-peers: .venv/dev

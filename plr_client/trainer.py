@@ -374,7 +374,8 @@ class Trainer:
         better than chance; staleness_q90, for how many draws nine tenths of the seen levels have waited at most;
         draws, episodes, pushes, in_flight and prefetch_lag_pushes, as in `stats`. Once a level is seen also
         `curriculum/scores`, a histogram of the scores, and `curriculum/top_levels`, a table of the 20 levels of the
-        highest P_replay. Reads the whole level table: at a million levels that takes 25 ms of the server's time.
+        highest P_replay. Reads the whole level table: at a million levels that takes 25 ms of the server's time, and
+        60 ms in all of the caller's. So call it once a rollout; with a million levels, at most every ten seconds.
 
         Args:
             writer: a TensorBoard `SummaryWriter`; a W&B or trackio run, or the module (there the numbers are shown

@@ -12,9 +12,15 @@ from plr_client import Trainer
 from plr_server import Config, launch
 from wrappers import LevelReplay
 
+PIECE_LEVELS = 2**17  # scored in one request
+
 
 class Ours:
-    """A server process; the trainer in this one."""
+    """A server process; the trainer in this one.
+
+    Attributes:
+        address: of the server.
+    """
 
     def __init__(self, num_levels: int, ready: int) -> None:
         self._ready = ready
@@ -22,12 +28,15 @@ class Ours:
         config = Config(
             levels=range(num_levels), strategy="value_l1", transform="rank", temperature=0.1, staleness_coef=0.1
         )
-        self._address = self._stack.enter_context(launch(config)).address
-        self._trainer = self._stack.enter_context(Trainer(self._address))
-        self._trainer.push_scores(np.arange(num_levels), np.random.default_rng(0).random(num_levels))
+        self.address = self._stack.enter_context(launch(config)).address
+        self._trainer = self._stack.enter_context(Trainer(self.address))
+        rng = np.random.default_rng(0)
+        for begin in range(0, num_levels, PIECE_LEVELS):
+            levels = np.arange(begin, min(begin + PIECE_LEVELS, num_levels))
+            self._trainer.push_scores(levels, rng.random(len(levels)))
 
     def make_env(self) -> gym.Env:
-        return LevelReplay(Trivial(), self._address, prefetch=self._ready)
+        return LevelReplay(Trivial(), self.address, prefetch=self._ready)
 
     def push(self, block: Block) -> None:
         self._trainer.push(**block)

@@ -30,7 +30,7 @@ from plr_server.viewer.watch import rates_between
 
 LOOK_S = 2.0  # between two reads of the level table, at least
 READ_PATIENCE = 100.0  # ... and so many times what the last read took
-WORK_PATIENCE = 20.0  # ... and what it took to make sense of it, so that this process leaves the processors alone
+WORK_PATIENCE = 50.0  # ... and the processor time that making sense of it took: 2 % of one, which training has not
 RATE_TICKS = 10  # that a rate is taken over
 CLIENT_TICKS = 600  # ten minutes, over which clients are missed
 PIECE_ROWS = 2**15  # of the level table, in one read
@@ -122,17 +122,16 @@ class Watched:
             self._look = None
         try:
             levels, read_s = self._table()
-            work_began_s = time.monotonic()
+            work_began_s = time.thread_time()  # a busy machine makes no more work
             it, summary = look(self._config, counters["draws"], levels)
             if self._groups is not None:
                 summary |= self._groups.look(it, self._given_of)
         except BaseException:
             self._has_look.set()  # there will be none
             raise
-        ended_s = time.monotonic()
-        worked_s = ended_s - work_began_s
+        worked_s = time.thread_time() - work_began_s
         self._looked_at = counters
-        self._next_look_s = ended_s + max(LOOK_S, READ_PATIENCE * read_s, WORK_PATIENCE * worked_s)
+        self._next_look_s = time.monotonic() + max(LOOK_S, READ_PATIENCE * read_s, WORK_PATIENCE * worked_s)
         return counters, (it, summary)
 
     def _table(self) -> tuple[TableRows, float]:

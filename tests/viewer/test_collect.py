@@ -133,12 +133,36 @@ def test_it_waits_a_hundred_times_as_long_as_the_last_read_of_scores_took(monkey
 
         def read_twice():
             client.next()
-            return [what for what, _ in reads].count("table") == 2
+            return [what for what, _ in reads].count("table") >= 2
 
         faults.eventually(read_twice, "two reads of the scores")
-    first_s, second_s = (when for what, when in reads if what == "table")
+    first_s, second_s = [when for what, when in reads if what == "table"][:2]
     assert second_s - first_s >= 1.0
     assert [what for what, _ in reads].count("counters") > 10
+
+
+@pytest.mark.usefixtures("hasty")
+def test_it_waits_so_many_times_the_processor_time_that_its_own_work_took(monkeypatch, reads):
+    monkeypatch.setattr(watched, "WORK_PATIENCE", 50.0)
+    look = watched.look
+
+    def hard(*args):
+        began_s = time.thread_time()
+        found = look(*args)
+        while time.thread_time() - began_s < 0.02:
+            pass
+        return found
+
+    monkeypatch.setattr(watched, "look", hard)
+    with launch(CONFIG) as server, Collector(server.address), LevelClient(server.address) as client:
+
+        def read_twice():
+            client.next()
+            return [what for what, _ in reads].count("table") >= 2
+
+        faults.eventually(read_twice, "two reads of the scores")
+    first_s, second_s = [when for what, when in reads if what == "table"][:2]
+    assert second_s - first_s >= 50 * 0.02
 
 
 @pytest.mark.usefixtures("hasty")

@@ -1,4 +1,4 @@
-"""plr_server/viewer/watched.py against real servers: what is told of single levels, of groups and of pictures."""
+"""plr_server/viewer/watched.py against real servers: single levels, groups, pictures, and the memory of a day."""
 
 from __future__ import annotations
 
@@ -253,3 +253,54 @@ def test_a_table_is_read_in_pieces(monkeypatch):
         assert [(row["id"], row["score"]) for row in rows] == [(at, scores[at]) for at in np.flatnonzero(seen)]
         pieces = trainer.timings()["table"]["counts"]
         assert sum(pieces) % 4 == 0  # of 16, 16, 16 and 2 rows
+
+
+# ---- memory
+
+DAY_S, LOOK_EVERY_S, CHANGE_EVERY_S = 86_400, 20, 1_800
+MEMORY_BYTES = 150_000_000
+DAY = """
+import re, sys, time, types
+from pathlib import Path
+import numpy as np
+from plr_client import LevelClient, Trainer
+from plr_server.viewer import watched
+from plr_server.viewer.watched import Functions, Watched
+
+address, day_s, look_every_s, change_every_s = sys.argv[1], *map(int, sys.argv[2:])
+now_s = 0.0  # simulated
+watched.time = types.SimpleNamespace(
+    monotonic=lambda: now_s + time.monotonic(), time=lambda: now_s + time.time(), thread_time=time.thread_time
+)
+with Trainer(address, timeout_s=60.0) as trainer, LevelClient(address) as client:
+    it = Watched("default", trainer, Functions())
+    it.begin(trainer.describe()["default"])
+    for second in range(day_s):
+        now_s = float(second)
+        if second % change_every_s == 0:
+            rng = np.random.default_rng(second)
+            trainer.push_scores(rng.choice(1_000_000, size=2**16, replace=False), rng.random(2**16))
+            client.next()
+            look = None  # one at a time, as in life
+            counters, look = it.read()
+            assert look is not None
+        it.keep((counters, look if second % look_every_s == 0 else None), own=1)
+        if second % look_every_s == 0:
+            it.to_dict()
+            it.past(second % 1_000)  # someone opens one level after the other
+assert it.history.to_dict()["added"] == -(-day_s // look_every_s)
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_day_of_looks_at_a_million_levels_takes_no_more_memory_than_it_may(tmp_path):
+    """The looks of a day: 48 are read from the server, and each is kept as often as it would be until the next."""
+    num = 1_000_000
+    with faults.daemon(f"ipc://{tmp_path}/plr.sock", "--levels", f"0:{num}") as server:
+        with Trainer(server.address, timeout_s=60.0) as trainer:
+            for begin in range(0, num, 2**17):
+                ids = np.arange(begin, min(begin + 2**17, num))
+                trainer.push_scores(ids, np.sin(ids))
+        said = faults.run_script(DAY, server.address, DAY_S, LOOK_EVERY_S, CHANGE_EVERY_S, timeout_s=1_800.0)
+    assert 1024 * int(said) <= MEMORY_BYTES
