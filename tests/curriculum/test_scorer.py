@@ -141,7 +141,7 @@ def test_ends_at_the_same_step_apply_in_the_order_of_the_column_ids():
 
 def test_a_state_of_another_format_is_refused():
     state = Curriculum(Config(levels=range(4))).state()
-    with pytest.raises(InvalidInput, match=r"state: expected format 2, .*, got format 1"):
+    with pytest.raises(InvalidInput, match=r"state: expected format 3, .*, got format 1"):
         Curriculum.from_state({**state, "format": 1})
 
 
