@@ -6,6 +6,7 @@ episode and the step. So the rows that reach the sampler carry the truth, and th
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import warnings
@@ -67,6 +68,15 @@ class TellingProcgen(ProcgenEnv):
 def told(observations):
     """Returns (B, 4) ints: the env, level, episode and step that observations (B, 3, 64, 64) are of."""
     return observations[:, :2, 0, :4].astype(np.int64).transpose(0, 2, 1) @ [1, 256]
+
+
+@pytest.fixture(autouse=True)
+def collected_between_tests():
+    """An old Procgen env that the garbage collector ends while cffi makes a new one waits for cffi's lock for ever."""
+    gc.disable()
+    yield
+    gc.enable()
+    gc.collect()
 
 
 @pytest.fixture
