@@ -166,27 +166,39 @@ def read_origin(data: Any) -> tuple[Origin, Record] | None:
 
 def read_record(data: memoryview, at: int, salt: int) -> Record | None:
     """Reads the record that begins at a place; None where none does, or its checksum is wrong."""
-    end = _end_of(data, at)
-    if end is None:
+    header = _header_at(data, at)
+    return None if header is None else _record(data, at, salt, header)
+
+
+class _Header(NamedTuple):
+    """What a record says of itself, before its checksum is looked at."""
+
+    kind: int
+    sequence: int
+    synced: int
+    previous: int
+    end: int
+
+
+def _header_at(data: memoryview, at: int) -> _Header | None:
+    """Reads the header that begins at a place; None where none does."""
+    begin = at + HEADER_BYTES
+    if begin > len(data):
         return None
-    _, _, kind, _, _, sequence, synced, previous = _HEADER.unpack_from(data, at)
+    magic, version, kind, zero, length, sequence, synced, previous = _HEADER.unpack_from(data, at)
+    if magic != MAGIC or version != FORMAT or kind not in _KINDS or zero or begin + length > len(data):
+        return None
+    return _Header(kind, sequence, synced, previous, begin + length)
+
+
+def _record(data: memoryview, at: int, salt: int, header: _Header) -> Record | None:
+    """Returns the record of a header; None where its checksum is wrong."""
+    kind, sequence, synced, previous, end = header
     (crc,) = _CRC.unpack_from(data, at + _HEADER.size)
     payload = data[at + HEADER_BYTES : end]
     if zlib.crc32(payload, zlib.crc32(data[at : at + _HEADER.size], salt)) != crc:
         return None
     return Record(Kind(kind), sequence, synced, previous, crc, payload, end)
-
-
-def _end_of(data: memoryview, at: int) -> int | None:
-    """Returns where a record would end that begins at a place; None where none does, whatever its checksum."""
-    begin = at + HEADER_BYTES
-    if begin > len(data):
-        return None
-    magic, version, kind, zero, length, _, _, _ = _HEADER.unpack_from(data, at)
-    end: int = begin + length
-    if magic != MAGIC or version != FORMAT or kind not in _KINDS or zero or end > len(data):
-        return None
-    return end
 
 
 def read_records(data: memoryview, first: Record, salt: int) -> Iterator[Record]:
@@ -219,13 +231,13 @@ def tail_of(data: memoryview, last: Record, salt: int, *, synced: int, is_last: 
     link, rest = last.link, len(data) - last.end
     highest, stray, end, left = link.sequence, None, last.end, SEARCHES * rest
     for at in _places(data, MAGIC, last.end):
-        claimed = _end_of(data, at) if at >= end else None  # what is within a record is no other
-        if claimed is None:
+        header = _header_at(data, at) if at >= end else None  # what is within a record is no other
+        if header is None:
             continue
-        left -= claimed - at
+        left -= header.end - at
         if left < 0:
             break
-        record = read_record(data, at, salt)
+        record = _record(data, at, salt, header)
         if record is not None:
             stray = at if stray is None else stray
             highest, synced, end = max(highest, record.sequence), max(synced, record.synced), record.end

@@ -117,6 +117,19 @@ def reads(monkeypatch):
     return Counting.reads
 
 
+def between_two_looks_s(reads):
+    """How long a collector of a server that is played on waits from its first read of the scores to the second."""
+    with launch(CONFIG) as server, Collector(server.address), LevelClient(server.address) as client:
+
+        def read_twice():
+            client.next()
+            return [what for what, _ in reads].count("table") >= 2
+
+        faults.eventually(read_twice, "two reads of the scores")
+    first_s, second_s = [when for what, when in reads if what == "table"][:2]
+    return second_s - first_s
+
+
 @pytest.mark.usefixtures("hasty")
 def test_it_waits_a_hundred_times_as_long_as_the_last_read_of_scores_took(monkeypatch, reads):
     monkeypatch.setattr(watched, "READ_PATIENCE", 100.0)
@@ -129,15 +142,7 @@ def test_it_waits_a_hundred_times_as_long_as_the_last_read_of_scores_took(monkey
         return trainer._noted("table", found)
 
     monkeypatch.setattr(Counting, "table", slow)
-    with launch(CONFIG) as server, Collector(server.address), LevelClient(server.address) as client:
-
-        def read_twice():
-            client.next()
-            return [what for what, _ in reads].count("table") >= 2
-
-        faults.eventually(read_twice, "two reads of the scores")
-    first_s, second_s = [when for what, when in reads if what == "table"][:2]
-    assert second_s - first_s >= 1.0
+    assert between_two_looks_s(reads) >= 1.0
     assert [what for what, _ in reads].count("counters") > 10
 
 
@@ -154,15 +159,7 @@ def test_it_waits_so_many_times_the_processor_time_that_its_own_work_took(monkey
         return found
 
     monkeypatch.setattr(watched, "look", hard)
-    with launch(CONFIG) as server, Collector(server.address), LevelClient(server.address) as client:
-
-        def read_twice():
-            client.next()
-            return [what for what, _ in reads].count("table") >= 2
-
-        faults.eventually(read_twice, "two reads of the scores")
-    first_s, second_s = [when for what, when in reads if what == "table"][:2]
-    assert second_s - first_s >= 50 * 0.02
+    assert between_two_looks_s(reads) >= 50 * 0.02
 
 
 @pytest.mark.usefixtures("hasty")
